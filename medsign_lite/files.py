@@ -1,0 +1,66 @@
+"""Files that are either whole or absent.
+
+Training is killed, disks fill up. Everything this library writes goes to a temporary name in the
+same folder first and is renamed when complete, so that a reader never meets half a file and a
+failed write leaves the earlier version as it was.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open `path` for writing; it appears under its name only if the block ends without error.
+
+    Args:
+        path: where the file shall be; its folder is created.
+
+    Yields:
+        A binary file, open for writing.
+
+    Raises:
+        OSError: if the file cannot be written; a full disk is named as such, with the path and
+            what to do. Nothing half-written is left behind.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with whole_file(folder / "greeting.txt") as file:
+        ...     _ = file.write(b"hello")
+        >>> (folder / "greeting.txt").read_text()
+        'hello'
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    file = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(temporary, "wb")
+        yield file
+        file.close()  # flushes: a full disk may only show here
+        os.replace(temporary, path)
+    except BaseException as error:  # also Ctrl-C: the temporary file goes, the error goes on
+        _discard(file, temporary)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full and error.__cause__ is None:  # not yet explained by a block inside this one
+            raise OSError(
+                error.errno,
+                "no space left on the disk: free some or choose another folder, then run again "
+                "(nothing half-written was left)",
+                str(path),
+            ) from error
+        raise
+
+
+def _discard(file: BinaryIO | None, temporary: Path) -> None:
+    if file is not None and not file.closed:
+        try:
+            file.close()
+        except OSError:  # the disk that is full when writing is full when flushing
+            pass
+    temporary.unlink(missing_ok=True)

@@ -1,0 +1,185 @@
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from medsign_lite import checkpoints, files
+
+CONFIG = {"kind": "extractor", "bits": 4}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    return checkpoints.save_checkpoint(tmp_path / "model", nn.Linear(3, 4).state_dict(), CONFIG)
+
+
+def test_checkpoint_round_trip(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    folder = checkpoints.save_checkpoint(tmp_path / "a", network.state_dict(), CONFIG)
+    state, config = checkpoints.load_checkpoint(folder, kind="extractor")
+    assert config == CONFIG
+    assert set(state) == set(network.state_dict())
+    for name, weight in network.state_dict().items():
+        assert torch.equal(state[name], weight) and state[name].dtype == weight.dtype
+    assert sorted(f.name for f in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_checkpoint_in_half_precision_is_smaller_and_comes_back_as_float32(tmp_path):
+    state = {"w": torch.linspace(-1, 1, 4096), "count": torch.tensor(70_000)}
+    folder = checkpoints.save_checkpoint(tmp_path, state, CONFIG, dtype=torch.float16)
+    assert (folder / "model.safetensors").stat().st_size < 2 * 4096 + 500
+    loaded, _ = checkpoints.load_checkpoint(folder, kind="extractor")
+    assert loaded["w"].dtype == torch.float32 and loaded["count"] == 70_000
+    assert torch.equal(loaded["w"], state["w"].half().float())
+
+
+def test_save_checkpoint_accepts_tied_and_strided_weights(tmp_path):
+    weight = torch.arange(6.0).reshape(2, 3)
+    checkpoints.save_checkpoint(tmp_path, {"a": weight, "b": weight, "c": weight.T}, CONFIG)
+    state, _ = checkpoints.load_checkpoint(tmp_path, kind="extractor")
+    assert torch.equal(state["b"], weight) and torch.equal(state["c"], weight.T)
+
+
+def test_save_checkpoint_refuses_overflow_and_a_nameless_kind(tmp_path):
+    with pytest.raises(ValueError, match="'w' reaches 100000, too large"):
+        checkpoints.save_checkpoint(
+            tmp_path, {"w": torch.tensor([1e5])}, CONFIG, dtype=torch.float16)
+    with pytest.raises(ValueError, match="kind"):
+        checkpoints.save_checkpoint(tmp_path, {}, {"bits": 4})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_save_checkpoint_on_a_full_disk_leaves_the_old_one(folder, monkeypatch):
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    monkeypatch.setattr(files, "open", lambda path, mode: open("/dev/full", mode), raising=False)
+    with pytest.raises(OSError, match="no space left on the disk: free some"):
+        checkpoints.save_checkpoint(folder, {"w": torch.ones(100_000)}, {"kind": "other"})
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+def load(folder):
+    return checkpoints.load_checkpoint(folder, kind="extractor")
+
+
+def test_load_checkpoint_names_missing_files(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="expected a folder .* got a file"):
+        load(folder / "model.safetensors")
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+        load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="model.safetensors is missing"):
+        load(folder)
+
+
+def test_load_checkpoint_refuses_another_kind(folder):
+    with pytest.raises(ValueError, match="expected a model of kind 'decoder', got 'extractor'"):
+        checkpoints.load_checkpoint(folder, kind="decoder")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 30, -8], ids=["empty", "5 bytes", "header", "data"])
+def test_load_checkpoint_refuses_empty_and_truncated_weights(folder, keep):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:keep] if keep else b"")
+    match = "empty file" if keep == 0 else "truncated or damaged"
+    with pytest.raises(ValueError, match=f"model.safetensors: expected .*{match}"):
+        load(folder)
+    if keep == -8:
+        with pytest.raises(ValueError, match=f"expected {len(whole)} bytes.*got {len(whole) - 8}"):
+            load(folder)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("the pickle was opened",))
+
+
+@pytest.mark.parametrize("writer", ["torch", "legacy torch", "pickle"])
+def test_load_checkpoint_refuses_a_pickle_in_disguise_without_opening_it(folder, writer):
+    path = folder / "model.safetensors"
+    if writer == "pickle":
+        path.write_bytes(pickle.dumps(Bomb()))
+    else:
+        torch.save(Bomb(), path, _use_new_zipfile_serialization=writer == "torch")
+    with pytest.raises(ValueError, match="expected safetensors, got a pickle"):
+        load(folder)
+
+
+@pytest.mark.parametrize("ending", ["bin", "pt", "ckpt"])
+def test_load_checkpoint_refuses_a_pickle_by_its_name(tmp_path, ending):
+    (tmp_path / f"pytorch_model.{ending}").write_bytes(b"anything")
+    with pytest.raises(ValueError, match=f"got pytorch_model.{ending}, a pickle"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\udcff"], ids=["empty", "cut", "list", "bytes"])
+def test_load_checkpoint_refuses_a_broken_configuration(folder, text):
+    (folder / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match="config.json: expected .*JSON"):
+        load(folder)
+
+
+def test_configuration_is_readable_json(folder):
+    assert json.loads((folder / "config.json").read_text()) == CONFIG
+
+
+def test_load_strictly_copies_or_names_what_differs():
+    source, target = nn.Linear(3, 4), nn.Linear(3, 4)
+    checkpoints.load_strictly(target, source.state_dict(), name="reader")
+    assert torch.equal(source.weight, target.weight)
+    with pytest.raises(ValueError, match="reader: .* 1 missing .bias., 1 unexpected .offset."):
+        checkpoints.load_strictly(
+            target, {"weight": source.weight, "offset": source.bias}, name="reader")
+    with pytest.raises(ValueError, match=r"weight: expected \(4, 3\), got \(2, 3\)"):
+        checkpoints.load_strictly(
+            target, {"weight": torch.zeros(2, 3), "bias": source.bias}, name="reader")
+
+
+def test_training_state_round_trip_resumes_an_optimiser(tmp_path):
+    network = nn.Linear(3, 1)
+    optimiser = torch.optim.AdamW(network.parameters())
+    network(torch.ones(3)).backward()
+    optimiser.step()
+    generator = torch.Generator().manual_seed(3)
+    state = {"step": 7, "optimiser": optimiser.state_dict(), "network": network.state_dict(),
+             "generator": generator.get_state(), "history": [{"loss": 0.5}], "note": None}
+    path = checkpoints.save_training_state(tmp_path / "state.pt", state)
+    loaded = checkpoints.load_training_state(path)
+    assert loaded["step"] == 7 and loaded["history"] == [{"loss": 0.5}]
+    assert torch.equal(loaded["generator"], state["generator"])
+    optimiser.load_state_dict(loaded["optimiser"])
+    assert checkpoints.load_training_state(tmp_path / "none.pt") is None
+
+
+def test_save_training_state_refuses_what_could_not_be_read_back(tmp_path):
+    with pytest.raises(ValueError, match=r"state\['log'\]\[0\]\['loss'\]: expected .* got float64"):
+        checkpoints.save_training_state(
+            tmp_path / "state.pt", {"log": [{"loss": np.float64(0.5)}]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_load_training_state_refuses_truncated_empty_and_foreign_files(tmp_path):
+    path = checkpoints.save_training_state(tmp_path / "state.pt", {"w": torch.ones(1000)})
+    whole = path.read_bytes()
+    buffer = io.BytesIO()
+    torch.save(Bomb(), buffer)
+    for content in (whole[: len(whole) // 2], b"", buffer.getvalue()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="state.pt: expected .* remove it to start this run"):
+            checkpoints.load_training_state(path)
+
+
+def test_save_training_state_on_a_full_disk_keeps_the_old_state(tmp_path, monkeypatch):
+    path = checkpoints.save_training_state(tmp_path / "state.pt", {"step": 1})
+    monkeypatch.setattr(files, "open", lambda path, mode: open("/dev/full", mode), raising=False)
+    with pytest.raises(OSError, match="state.pt"):
+        checkpoints.save_training_state(path, {"step": 2, "w": torch.ones(100_000)})
+    assert checkpoints.load_training_state(path) == {"step": 1}
