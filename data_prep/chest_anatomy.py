@@ -23,16 +23,16 @@ ANATOMY = {  # (low, high) of the patient's and the film's variation
     "heart_ratio": (0.42, 0.49), "heart_axis": (0.35, 0.65), "knob": (0.06, 0.085),
     "torso": (0.98, 1.25), "shoulder": (0.2, 0.36), "thickness": (0.92, 1.04),
     "breast": (-0.10, 0.13), "rib_pitch": (0.145, 0.17), "rib_phase": (0.0, 1.0),
-    "rib_drop": (0.2, 0.3), "rib_weight": (0.07, 0.11), "clavicle": (0.12, 0.26),
+    "rib_drop": (0.2, 0.3), "rib_weight": (0.10, 0.15), "clavicle": (0.12, 0.26),
     "bubble": (-0.1, 0.26), "bubble_x": (0.28, 0.42), "vessels": (0.8, 1.25),
     "film_middle": (0.50, 0.62), "film_slope": (3.7, 4.6),
 }
 
 
 def lookup(y: np.ndarray, function) -> np.ndarray:
-    """`function` of each y, from a table of 4,096 steps over [-1.7, 1.7]."""
-    table = function(np.linspace(-1.7, 1.7, 4096)).astype(np.float32)
-    return table[np.clip((y + 1.7) * (4095 / 3.4), 0, 4095).astype(np.int32)]
+    """`function` of each y, from a table of 2,048 steps over [-1.7, 1.7]."""
+    table = function(np.linspace(-1.7, 1.7, 2048, dtype=np.float32)).astype(np.float32)
+    return table[np.clip((y + 1.7) * (2047 / 3.4), 0, 2047).astype(np.int32)]
 
 
 @lru_cache(maxsize=32)
@@ -45,16 +45,25 @@ def _blur_matrix(size: int, sigma: float) -> np.ndarray:
 
 
 def heart(a: SimpleNamespace, f: SimpleNamespace, ratio: float) -> np.ndarray:
-    """Heart of a cardiothoracic ratio, thickness in [0, 1]: one tilted ovoid and an atrium."""
+    """Heart of a cardiothoracic ratio as (H, W) in [0, 1], from its left and right border."""
     width = 2 * a.cage * ratio
-    growth = ratio / 0.45
-    along, across = 0.5 * width, 0.2 + 0.08 * growth
-    long = np.sqrt((along**2 - (across * np.sin(a.heart_axis)) ** 2)) / np.cos(a.heart_axis)
-    centre = (f.middle + 0.16 * width, a.dome - 0.13 - 0.07 * growth)
-    oval = soft_ellipse(f.x, f.y, centre, (long, across), angle=a.heart_axis, softness=f.edge * 4)
-    atrium = (f.middle - 0.34 * width + 0.17 * growth, a.dome - 0.14 - 0.06 * growth)
-    return np.maximum(oval, soft_ellipse(
-        f.x, f.y, atrium, (0.17 * growth, 0.19 * growth), softness=f.edge * 7))
+    top, bottom = -0.36, a.dome + a.dome_step + 0.09
+    round_off = 0.8 + (0.5 - ratio) * 2  # a larger heart is more globular
+
+    def left(y):
+        s = np.clip((y - top) / (bottom - top), 0, 1.2)
+        apex = np.sqrt(np.clip(1 - (np.maximum(s - 0.78, 0) / 0.3) ** 2, 0, 1))
+        return (0.085 + (0.66 * width - 0.085) * np.sin(
+            np.minimum(s / 0.78, 1) ** (1 + a.heart_axis * round_off) * np.pi / 2)) * apex
+
+    def right(y):
+        s = np.clip((y - top) / (bottom - top), 0, 1.2)
+        bulge = np.clip(np.sin(np.clip(s - 0.15, 0, 1) ** 1.1 * np.pi), 0, 1) ** 0.75
+        return 0.08 + (0.34 * width - 0.08) * bulge
+
+    offset = f.x - np.float32(f.middle)
+    level = np.minimum(lookup(f.y, left) - offset, offset + lookup(f.y, right))
+    return smooth_step(level, f.edge * 1.6) * smooth_step(f.y - np.float32(top), 0.06)
 
 
 def lay_out(a: SimpleNamespace, size: int) -> SimpleNamespace:
@@ -64,7 +73,7 @@ def lay_out(a: SimpleNamespace, size: int) -> SimpleNamespace:
     column, row = (column - a.shift_x) / a.zoom, (row - a.shift_y) / a.zoom
     cosine, sine = np.float32(np.cos(a.tilt)), np.float32(np.sin(a.tilt))
     f.x, f.y = column * cosine + row * sine, row * cosine - column * sine
-    f.across, f.left = np.abs(f.x), f.x > 0
+    f.across, f.sign = np.abs(f.x), np.sign(f.x)
     f.edge = max(0.012, 1.2 / size)
     f.middle = 0.02 + a.rotation
     span = a.dome + 0.25 - a.apex
@@ -82,7 +91,7 @@ def lay_out(a: SimpleNamespace, size: int) -> SimpleNamespace:
     f.medial = f.across - lookup(f.y, inner)
     offset = (f.across - np.float32(0.5 * a.cage)) / np.float32(0.5 * a.cage)
     dome = np.float32(a.dome) + np.float32(a.dome_height) * offset * offset * (
-        1 + 0.35 * offset) + np.where(f.left, np.float32(a.dome_step), np.float32(0))
+        1 + 0.35 * offset) + np.float32(a.dome_step / 2) * (1 + f.sign)
     f.above = dome - f.y
     rim = 1 - np.clip(f.lateral / np.float32(0.3), 0, 1)
     chord = np.sqrt(1 - rim * rim)
@@ -106,21 +115,22 @@ def skeleton(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
         (a.rib_drop * (1.05 + 1.25 * arc), 0.21, 0.7, inside * smooth_step(u - 0.5, 0.16)),
     ):
         phase = (rise - offset) / pitch
-        distance = np.abs(phase - np.round(phase))
+        distance = np.abs(phase - np.rint(phase))
         soft = max(0.03, 1.0 / (f.size * a.rib_pitch))
         rib = smooth_step(half_width - distance, soft)
         shell = smooth_step(half_width - 0.06 - distance, soft + 0.03)  # marrow inside the cortex
-        density += (rib - 0.35 * shell) * visible * np.float32(weight * a.rib_weight * 1.3)
-    density *= smooth_step(f.y - a.apex + 0.08, 0.05)
+        density += (rib - 0.35 * shell) * visible * np.float32(weight * a.rib_weight)
+    density *= smooth_step(f.y - a.apex + 0.08, 0.05) * (0.3 + 0.7 * smooth_step(f.above, 0.06))
 
     centre = f.x - np.float32(0.3 * a.rotation)
     column = smooth_step(0.085 + 0.012 * f.y - np.abs(centre), 0.022)
-    discs = np.abs(np.mod(f.y / 0.135, 1) - 0.5)
+    discs = f.y / np.float32(0.135)
+    discs = np.abs(discs - np.floor(discs) - 0.5)
     vertebrae = 0.8 + 0.2 * smooth_step(0.36 - discs, 0.08)
     pedicles = smooth_step(0.22 - discs, 0.12) * np.exp(-((np.abs(centre) - 0.055) / 0.02) ** 2)
-    density += column * vertebrae * 0.23 + 0.07 * pedicles
+    density += column * vertebrae * 0.13 + 0.05 * pedicles
 
-    along = np.clip((f.across - 0.09 - np.where(f.left, a.rotation, -a.rotation)) / 0.72, 0, 1.2)
+    along = np.clip((f.across - 0.09 - a.rotation * f.sign) / 0.72, 0, 1.2)
     curve = a.apex + 0.2 - a.clavicle * along - 0.035 * np.sin(along * 2 * np.pi)
     thickness = 0.034 - 0.02 * along * (1 - along)
     bone = smooth_step(thickness - np.abs(f.y - curve), f.edge)
@@ -143,17 +153,18 @@ def strokes(f, a, start, angle, bend, length, *, sigma: float, weight: float) ->
     strokes' thickness times `weight`, whatever the size.
     """
     size = f.size
-    steps = max(8, int(0.55 * size * float(length.max())))
-    t = (np.arange(steps) + 0.5) / steps  # (P,)
+    steps = max(8, int(0.5 * size * float(length.max())))
+    start, angle, bend, length = (v.astype(np.float32) for v in (start, angle, bend, length))
+    t = (np.arange(steps, dtype=np.float32) + 0.5) / steps  # (P,)
     heading = angle[:, None] + bend[:, None] * (t - 0.5)
     step = length[:, None] / steps
     x = start[:, :1] + np.cumsum(np.cos(heading) * step, axis=1)
     y = start[:, 1:] + np.cumsum(np.sin(heading) * step, axis=1)
-    cosine, sine = np.cos(a.tilt), np.sin(a.tilt)
+    cosine, sine = float(np.cos(a.tilt)), float(np.sin(a.tilt))
     column = ((x * cosine - y * sine) * a.zoom + a.shift_x + 1) * size / 2 - 0.5
     row = ((y * cosine + x * sine) * a.zoom + a.shift_y + 1) * size / 2 - 0.5
     mass = np.broadcast_to(step * (1 - 0.7 * t), x.shape)
-    left, top = np.floor(column).astype(np.int64), np.floor(row).astype(np.int64)
+    left, top = np.floor(column).astype(np.int32), np.floor(row).astype(np.int32)
     wx, wy = column - left, row - top
     ok = (left >= 0) & (top >= 0) & (left < size - 1) & (top < size - 1)
     index = (top * size + left)[ok]
@@ -177,10 +188,10 @@ def vessels(a: SimpleNamespace, f: SimpleNamespace, g: np.random.Generator) -> n
     start = np.stack([side * 0.13 + f.middle / 2, -0.03 - 0.02 * side + 0.08 * np.sin(fan)], axis=1)
     bend = g.normal(0, 0.5, count)
     total = np.zeros((f.size, f.size), dtype=np.float32)
-    for sigma, weight, children in ((0.0085, 0.75, 3), (0.0052, 0.85, 3), (0.0032, 0.9, 0)):
+    for sigma, weight, children in ((0.0080, 0.24, 3), (0.0048, 0.24, 3), (0.0030, 0.26, 0)):
         total += strokes(f, a, start, angle, bend, length, sigma=sigma, weight=weight)
-        if not children:
-            break
+        if not children or (children == 3 and sigma < 0.005 and f.size < 192):
+            break  # the finest generation would not show
         t = g.uniform(0.2, 0.9, (len(angle), children))
         heading = angle[:, None] + bend[:, None] * (t - 0.5)
         middle = angle[:, None] + bend[:, None] * (t / 2 - 0.5)
@@ -212,7 +223,7 @@ def mediastinum(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
     """Great vessels, aortic knob and hilar roots, thickness in [0, 1]."""
     half = lookup(f.y, lambda y: 0.10 + 0.05 * np.clip((y + 0.5) / 0.6, 0, 1) ** 2)
     band = smooth_step(half - np.abs(f.x - f.middle), f.edge * 1.5)
-    knob = soft_ellipse(f.x, f.y, (f.middle + 0.085, -0.36), (a.knob, a.knob * 1.15),
+    knob = soft_ellipse(f.x, f.y, (f.middle + 0.075, -0.35), (a.knob, a.knob * 1.4),
                         softness=f.edge * 8)
     trunk = soft_ellipse(f.x, f.y, (f.middle + 0.09, -0.17), (0.085, 0.14), softness=f.edge * 10)
     return np.maximum(np.maximum(band, knob), trunk)
@@ -222,6 +233,6 @@ def airway(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
     """Trachea and main bronchi as missing attenuation."""
     offset = f.x - np.float32(f.middle * 0.6)
     trachea = smooth_step(0.036 - np.abs(offset), 0.016) * smooth_step(-0.25 - f.y, 0.03)
-    fork = np.abs(offset) - (f.y + 0.27) * np.where(offset > 0, 1.15, 0.75)
+    fork = np.abs(offset) - (f.y + 0.27) * (0.95 + 0.2 * np.sign(offset))
     bronchi = smooth_step(0.026 - np.abs(fork), 0.016) * smooth_step(0.09 - np.abs(f.y + 0.19), 0.03)
-    return 0.13 * np.maximum(trachea, 0.7 * bronchi)
+    return 0.2 * np.maximum(trachea, 0.6 * bronchi)

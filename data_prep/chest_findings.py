@@ -100,16 +100,16 @@ def pneumonia(a: SimpleNamespace, f: SimpleNamespace, finding: Finding, g) -> np
 
 
 def atelectasis(a: SimpleNamespace, f: SimpleNamespace, finding: Finding, g) -> np.ndarray:
-    """One to three plates: thin, nearly horizontal bands."""
+    """One or two plates: thin, nearly horizontal bands."""
     fill = np.zeros_like(f.y)
     for sign in _sides(finding):
         down = a.dome - 0.12 if finding.zone == "lower" else g.uniform(-0.16, -0.08)
-        slant = g.uniform(-0.1, 0.45)
-        for plate in range(1 + (finding.severity > 0.55) + (finding.severity > 0.85)):
-            centre = (0.45 + 0.04 * sign + g.uniform(-0.03, 0.03), down - 0.13 * plate)
+        for plate in range(1 + (finding.severity > 0.6)):
+            centre = (0.45 + 0.04 * sign + g.uniform(-0.03, 0.03), down - 0.15 * plate)
             half = (g.uniform(0.2, 0.26) + 0.08 * finding.severity) * (1 - 0.15 * plate)
             thick = g.uniform(0.026, 0.034) + 0.014 * finding.severity
-            bow = f.y + 0.25 * (f.across - centre[0]) ** 2
+            slant = g.uniform(-0.05, 0.4)
+            bow = f.y + 0.12 * (f.across - centre[0]) ** 2
             band = soft_ellipse(sign * f.x, bow, centre, (half, thick), angle=-slant, softness=0.35)
             fill = np.maximum(fill, band * (f.x * sign > 0))
     return fill * (0.6 + 0.37 * finding.severity)
@@ -129,7 +129,7 @@ def edema(a: SimpleNamespace, f: SimpleNamespace, finding: Finding, g) -> np.nda
         np.where(side > 0, 0.0, np.pi) + g.normal(0, 0.12, count), g.normal(0, 0.2, count),
         g.uniform(0.06, 0.11, count), sigma=0.003, weight=3.5)
     fill = haze * (1 + 0.13 * cloudy + lines)
-    return np.clip(fill * (0.36 + 0.4 * finding.severity), 0, 0.95)
+    return np.clip(fill * (0.45 + 0.4 * finding.severity), 0, 0.95)
 
 
 def effusion(a: SimpleNamespace, f: SimpleNamespace, finding: Finding, g) -> np.ndarray:
@@ -154,7 +154,7 @@ def pneumothorax(a: SimpleNamespace, f: SimpleNamespace, finding: Finding, g):
     shrink = 0.10 + 0.4 * finding.severity * g.uniform(0.9, 1.1)
 
     def shrunken(y):
-        kept = np.full_like(y, 1 - shrink)
+        kept = 1 - shrink * (1 - 0.3 * np.exp(-((y + 0.1) / 0.3) ** 2))
         if finding.zone == "apical":
             kept = 1 - shrink * smooth_step(0.12 - y, 0.5)
         wall, inner = f.wall(y - drop), f.inner(y - drop)

@@ -19,7 +19,7 @@ from data_prep.phantom import Phantom, check_size, smooth_noise, smooth_step
 
 COUNT_SHARES = (0.16, 0.34, 0.3, 0.2)  # of zero to three findings in an image
 LUNG = 0.62  # attenuation that the thickest lung takes away
-HEART = 0.24
+HEART = 0.22
 NOISE = 0.006
 
 
@@ -88,7 +88,7 @@ def draw_chest(
         big = anatomy.heart(a, f, 0.575 + 0.12 * placed["cardiomegaly"].severity)
         big = np.maximum(big, heart)
         small = f.lung * (1 - 0.88 * np.maximum(big, centre))
-        contributions["cardiomegaly"] = (big - heart) * f.lung
+        contributions["cardiomegaly"] = lung - small
         heart, lung = big, small
     air = np.ones_like(lung)  # share of the lung's air that is left
     markings = np.ones_like(lung)
@@ -108,11 +108,11 @@ def draw_chest(
     vessels = anatomy.vessels(a, f, g["vessels"]) * markings * (0.35 + 0.65 * air)
     texture = 0.022 * _texture(g["texture"], size) * markings * air
 
-    density = anatomy.tissues(a, f) + anatomy.skeleton(a, f) + HEART * heart * seat
-    density += 0.2 * centre - anatomy.airway(a, f)
+    density = anatomy.tissues(a, f) + anatomy.skeleton(a, f) - anatomy.airway(a, f)
+    density += HEART * np.maximum(heart * seat, centre)
     density += lung * (vessels + texture) - LUNG * lung * air
     if gas is not None:
-        density += 0.10 * line - 0.16 * gas
+        density += 0.10 * line - 0.11 * gas
     film = 1 / (1 + np.exp(-a.film_slope * (density - a.film_middle)))
     film = 0.02 + 0.94 * film + NOISE * g["noise"].standard_normal(
         (size, size), dtype=np.float32)
