@@ -139,7 +139,7 @@ def skeleton(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
     density += (bone - 0.35 * hollow) * ends * 0.17
     head = a.cage + 0.24
     top = a.apex + 0.13 - a.clavicle * 0.5
-    density += 0.2 * soft_ellipse(f.across, f.y, (head, top), (0.11, 0.12), softness=0.08)
+    density += 0.13 * soft_ellipse(f.across, f.y, (head, top), (0.12, 0.13), softness=0.2)
     blade = (f.across - head + 0.12 + 0.12 * (f.y - top), 0.35 * (f.y - top) - 0.13)
     density += 0.07 * smooth_step(0.09 - np.abs(blade[0]), 0.02) * smooth_step(
         0.13 - np.abs(blade[1]), 0.03)
@@ -188,9 +188,9 @@ def vessels(a: SimpleNamespace, f: SimpleNamespace, g: np.random.Generator) -> n
     start = np.stack([side * 0.13 + f.middle / 2, -0.03 - 0.02 * side + 0.08 * np.sin(fan)], axis=1)
     bend = g.normal(0, 0.5, count)
     total = np.zeros((f.size, f.size), dtype=np.float32)
-    for sigma, weight, children in ((0.0080, 0.24, 3), (0.0048, 0.24, 3), (0.0030, 0.26, 0)):
+    for sigma, weight, children in ((0.0085, 0.28, 3), (0.0050, 0.26, 3), (0.0030, 0.24, 0)):
         total += strokes(f, a, start, angle, bend, length, sigma=sigma, weight=weight)
-        if not children or (children == 3 and sigma < 0.005 and f.size < 192):
+        if not children or (children == 3 and sigma < 0.006 and f.size < 192):
             break  # the finest generation would not show
         t = g.uniform(0.2, 0.9, (len(angle), children))
         heading = angle[:, None] + bend[:, None] * (t - 0.5)
@@ -200,18 +200,22 @@ def vessels(a: SimpleNamespace, f: SimpleNamespace, g: np.random.Generator) -> n
                           start[:, 1:] + np.sin(middle) * t * length[:, None]], -1).reshape(-1, 2)
         length = (length[:, None] * g.uniform(0.35, 0.6, t.shape)).ravel()
         angle, bend = (heading + turn).ravel(), g.normal(0, 0.5, t.size)
-    return total * np.float32(a.vessels)
+    total *= np.float32(a.vessels)
+    return total / (1 + 1.6 * total)  # crossings do not sparkle
 
 
 def tissues(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
     """Body, neck, shoulders, breasts and the belly with its gas; no bone, lung or heart."""
     slope = np.clip((f.across - 0.27) / 0.8, 0, 1)
     shoulder = a.apex - 0.17 + a.shoulder * slope * slope
-    body = np.maximum(smooth_step(f.y - shoulder, 0.03), smooth_step(0.3 - f.across, 0.05))
+    body = np.maximum(smooth_step(f.y - shoulder, 0.03), smooth_step(
+        0.27 + 0.5 * np.maximum(f.y - a.apex + 0.2, 0) - f.across, 0.06))
     reach = np.maximum(a.torso + 0.4 * smooth_step(-0.2 - f.y, 0.3), 0.3)
     chord = np.sqrt(np.clip(1 - (f.across / reach) ** 2, 0, 1))
     tissue = a.thickness * body * chord * (0.76 + 0.24 * smooth_step(f.y + 0.75, 0.4))
-    belly = 0.28 * smooth_step(-f.above, 0.05) * chord
+    within = smooth_step(f.lateral, 0.04)
+    belly = 0.28 * chord * (
+        within * smooth_step(-f.above, 0.05) + (1 - within) * smooth_step(f.y - a.dome - 0.1, 0.4))
     breast = max(a.breast, 0) * 1.4 * soft_ellipse(
         f.across, f.y, (0.5 * a.cage + 0.08, a.dome - 0.2), (0.36, 0.34), softness=0.12)
     gas = max(a.bubble, 0) * 1.5 * soft_ellipse(

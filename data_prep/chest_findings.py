@@ -81,16 +81,16 @@ def _sides(finding: Finding) -> tuple[float, ...]:
 def pneumonia(a: SimpleNamespace, f: SimpleNamespace, finding: Finding, g) -> np.ndarray:
     """Lobar consolidation with a ragged border, cut off straight where it meets the fissure."""
     ragged = smooth_noise(g, 7, f.size) + 0.6 * smooth_noise(g, 15, f.size)
-    patchy = float(g.uniform(0.0, 0.35)) * smooth_noise(g, 18, f.size)
+    patchy = float(g.uniform(0.05, 0.4)) * smooth_noise(g, 18, f.size)
     fill = np.zeros_like(f.y)
     for sign in _sides(finding):
         across, down = LOBES[finding.zone]
         across += g.uniform(-0.04, 0.04) + (0.05 if sign > 0 and finding.zone == "lower" else 0)
         down += g.uniform(-0.05, 0.05)
-        grow = 0.75 + 0.55 * finding.severity
+        grow = 0.85 + 0.5 * finding.severity
         radius_x, radius_y = g.uniform(0.18, 0.22) * grow, g.uniform(0.15, 0.2) * grow
         u, v = (f.x - sign * across) / radius_x, (f.y - down) / radius_y
-        lobe = smooth_step(1 - np.sqrt(u * u + v * v) + 0.22 * ragged, 0.32)
+        lobe = smooth_step(1 - np.sqrt(u * u + v * v) + 0.30 * ragged, 0.38)
         if sign < 0 and finding.zone != "lower":  # the minor fissure
             fissure = -0.12 + 0.06 * (f.across - 0.4)
             below = f.y - fissure
@@ -104,11 +104,12 @@ def atelectasis(a: SimpleNamespace, f: SimpleNamespace, finding: Finding, g) -> 
     fill = np.zeros_like(f.y)
     for sign in _sides(finding):
         down = a.dome - 0.12 if finding.zone == "lower" else g.uniform(-0.16, -0.08)
+        lean = g.uniform(0.0, 0.35)
         for plate in range(1 + (finding.severity > 0.6)):
             centre = (0.45 + 0.04 * sign + g.uniform(-0.03, 0.03), down - 0.15 * plate)
             half = (g.uniform(0.2, 0.26) + 0.08 * finding.severity) * (1 - 0.15 * plate)
             thick = g.uniform(0.026, 0.034) + 0.014 * finding.severity
-            slant = g.uniform(-0.05, 0.4)
+            slant = lean + g.uniform(-0.08, 0.08)
             bow = f.y + 0.12 * (f.across - centre[0]) ** 2
             band = soft_ellipse(sign * f.x, bow, centre, (half, thick), angle=-slant, softness=0.35)
             fill = np.maximum(fill, band * (f.x * sign > 0))
@@ -127,7 +128,7 @@ def edema(a: SimpleNamespace, f: SimpleNamespace, finding: Finding, g) -> np.nda
     lines = strokes(
         f, a, np.stack([side * across, down], axis=1),
         np.where(side > 0, 0.0, np.pi) + g.normal(0, 0.12, count), g.normal(0, 0.2, count),
-        g.uniform(0.06, 0.11, count), sigma=0.003, weight=3.5)
+        g.uniform(0.06, 0.11, count), sigma=0.003, weight=1.7)
     fill = haze * (1 + 0.13 * cloudy + lines)
     return np.clip(fill * (0.45 + 0.4 * finding.severity), 0, 0.95)
 
@@ -164,7 +165,7 @@ def pneumothorax(a: SimpleNamespace, f: SimpleNamespace, finding: Finding, g):
     retreat = f.lookup(rows, shrunken) - f.across
     retreat = np.minimum(retreat, f.across - f.lookup(rows - drop, f.inner) + 0.03)
     here = (f.x < 0) if finding.side == "right" else (f.x > 0)
-    present = smooth_step(f.lung, 0.06) * here * 1.0
+    present = smooth_step(f.lung - 0.09, 0.06) * here
     air = smooth_step(-retreat, f.edge) * present * (f.lateral < 0.62)
     slope = np.hypot(*np.gradient(retreat, 2 / f.size))
     width = max(0.009, 1.1 / f.size)

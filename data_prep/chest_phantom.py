@@ -92,7 +92,7 @@ def draw_chest(
         heart, lung = big, small
     air = np.ones_like(lung)  # share of the lung's air that is left
     markings = np.ones_like(lung)
-    gas = line = None
+    gas = line = fluid = None
     if "pneumothorax" in placed:
         gas, line = chest_findings.pneumothorax(
             a, f, placed["pneumothorax"], g["pneumothorax"])
@@ -105,6 +105,8 @@ def draw_chest(
                 fill = fill * (1 - gas)
             contributions[name] = fill * lung
             air = air * (1 - fill)
+            if name == "effusion":  # fluid is denser than collapsed lung
+                fluid = 0.2 * fill * lung
     vessels = anatomy.vessels(a, f, g["vessels"]) * markings * (0.35 + 0.65 * air)
     texture = 0.022 * _texture(g["texture"], size) * markings * air
 
@@ -112,7 +114,9 @@ def draw_chest(
     density += HEART * np.maximum(heart * seat, centre)
     density += lung * (vessels + texture) - LUNG * lung * air
     if gas is not None:
-        density += 0.10 * line - 0.11 * gas
+        density += 0.10 * line - 0.15 * gas
+    if fluid is not None:
+        density += fluid
     film = 1 / (1 + np.exp(-a.film_slope * (density - a.film_middle)))
     film = 0.02 + 0.94 * film + NOISE * g["noise"].standard_normal(
         (size, size), dtype=np.float32)

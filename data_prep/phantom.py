@@ -57,8 +57,15 @@ def coordinate_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def smooth_step(value: np.ndarray, width: float) -> np.ndarray:
     """Cubic step from 0 (value <= -width) to 1 (value >= width), any shape."""
-    step = np.clip(value * (0.5 / width) + 0.5, 0, 1)
-    return step * step * (3 - 2 * step)
+    step = value * np.float32(0.5 / width)
+    step += np.float32(0.5)
+    np.maximum(step, 0, out=step)
+    np.minimum(step, 1, out=step)
+    cubic = step * np.float32(-2)
+    cubic += 3
+    cubic *= step
+    cubic *= step
+    return cubic
 
 
 def soft_ellipse(
