@@ -238,5 +238,6 @@ def airway(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
     offset = f.x - np.float32(f.middle * 0.6)
     trachea = smooth_step(0.036 - np.abs(offset), 0.016) * smooth_step(-0.25 - f.y, 0.03)
     fork = np.abs(offset) - (f.y + 0.27) * (0.95 + 0.2 * np.sign(offset))
-    bronchi = smooth_step(0.026 - np.abs(fork), 0.016) * smooth_step(0.09 - np.abs(f.y + 0.19), 0.03)
+    bronchi = smooth_step(0.026 - np.abs(fork), 0.016)
+    bronchi *= smooth_step(0.09 - np.abs(f.y + 0.19), 0.03)
     return 0.2 * np.maximum(trachea, 0.6 * bronchi)
