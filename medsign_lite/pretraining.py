@@ -1,0 +1,281 @@
+"""Pre-training of the watermark extractor (Sec. 2.1): step, evaluate, fit, and a command.
+
+    python -m medsign_lite.pretraining --images FOLDER --out FOLDER --minutes 50
+
+The loss is the message's alone; nobody will see the embedder's images. What an extractor reads
+well at a small strength, the watermarking decoder will later be able to write at a small strength.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from medsign_lite.attacks import PAPER_ATTACKS, random_attack
+from medsign_lite.checkpoints import load_training_state, save_training_state
+from medsign_lite.curriculum import (
+    Curriculum,
+    CurriculumConfig,
+    NoTakeOff,
+    learning_rate_factor,
+    random_crops,
+)
+from medsign_lite.extractor import (
+    Embedder,
+    Extractor,
+    ExtractorConfig,
+    published_config,
+    save_extractor,
+    whiten,
+)
+from medsign_lite.image_stack import read_image_stack
+from medsign_lite.images import quantise
+from medsign_lite.losses import message_loss
+from medsign_lite.messages import random_messages
+from medsign_lite.metrics import bit_accuracy, psnr
+from medsign_lite.precision import mixed_precision
+
+
+def pretrain_step(
+    embedder: Embedder,
+    extractor: Extractor,
+    optimiser: torch.optim.Optimizer,
+    images: Tensor,
+    messages: Tensor,
+    *,
+    strength: float,
+    attack_strength: float = 0.0,
+    attacks: int = 4,
+    precision: str = "auto",
+    generator: torch.Generator,
+) -> tuple[dict[str, float], Tensor]:
+    """One optimiser step on images (B, 3, H, W) in [0, 1] and messages (B, K) in {0, 1}.
+
+    The batch is split into `attacks` parts, each of which meets one random attack.
+
+    Returns:
+        {"loss", "bit_accuracy"} and the logits (B, K), detached.
+    """
+    with mixed_precision(images.device, precision):
+        marked = embedder.embed(images, messages, strength)
+        logits = []
+        for part in marked.chunk(attacks if attack_strength > 0 else 1):
+            if attack_strength > 0:
+                part = random_attack(part.float(), generator=generator, strength=attack_strength)
+            logits.append(extractor(part))
+    logits = torch.cat(logits).float()
+    loss = message_loss(logits, messages)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimiser.step()
+    logits = logits.detach()
+    accuracy = float(bit_accuracy(logits, messages).mean())
+    return {"loss": float(loss.detach()), "bit_accuracy": accuracy}, logits
+
+
+@torch.no_grad()
+def evaluate(
+    embedder: Embedder,
+    extractor: Extractor,
+    images: Tensor,
+    *,
+    strength: float,
+    generator: torch.Generator,
+    batch_size: int = 64,
+    precision: str = "auto",
+) -> dict[str, float]:
+    """Bit accuracy per attack of the paper on marked images rounded to 8 bits, and their PSNR.
+
+    images: (N, 3, H, W) in [0, 1]. The extractor must not be whitened yet: whitening mixes bits.
+    """
+    modes = embedder.training, extractor.training
+    embedder.eval(), extractor.eval()
+    rows = []
+    for batch in images.split(batch_size):
+        messages = random_messages(len(batch), extractor.config.bits, generator=generator)
+        messages = messages.to(batch.device)
+        with mixed_precision(batch.device, precision):
+            marked = quantise(embedder.embed(batch, messages, strength).float())
+            row = {"psnr": psnr(marked, batch, data_range=1.0)}
+            for name, attack in PAPER_ATTACKS.items():
+                row[name] = bit_accuracy(extractor(attack(marked)), messages)
+        rows.append(row)
+    embedder.train(modes[0]), extractor.train(modes[1])
+    return {name: float(torch.cat([row[name] for row in rows]).mean()) for name in rows[0]}
+
+
+def fit(
+    images: Tensor,
+    out: str | Path,
+    *,
+    config: ExtractorConfig | None = None,
+    curriculum: CurriculumConfig | None = None,
+    minutes: float | None = None,
+    steps: int | None = None,
+    batch_pixels: int = 64 * 64 * 64,
+    largest_batch: int = 128,
+    learning_rate: float = 1e-3,
+    held_out: int = 128,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    log_seconds: float = 20.0,
+    save_seconds: float = 120.0,
+) -> tuple[Embedder, Extractor]:
+    """Train embedder and extractor until `minutes` or `steps` are spent; resumes what `out` holds.
+
+    Args:
+        images: (N, 3, H, W) uint8; the last `held_out` are never trained on.
+        out: gets log.jsonl, training.pt while running, and the whitened extractor/ at the end.
+        batch_pixels: a batch holds this many pixels, so that small crops come in larger batches,
+            but at most `largest_batch` images.
+
+    Raises:
+        ValueError: if not exactly one of minutes and steps is given, or images are too few.
+        NoTakeOff: if the run stays at chance (see `CurriculumConfig.patience_images`).
+    """
+    if (minutes is None) == (steps is None):
+        raise ValueError(f"give either minutes or steps, got minutes={minutes}, steps={steps}")
+    if len(images) <= held_out:
+        raise ValueError(f"{held_out} images are held out, got only {len(images)} in all")
+    config, curriculum = config or ExtractorConfig(), curriculum or CurriculumConfig()
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)  # the networks' first weights
+    generator = torch.Generator().manual_seed(seed)
+    embedder, extractor = (
+        network(config).to(device, memory_format=torch.channels_last)
+        for network in (Embedder, Extractor)
+    )
+    optimiser = torch.optim.AdamW(
+        [*embedder.parameters(), *extractor.parameters()], lr=learning_rate, weight_decay=0.01
+    )
+    state = Curriculum(curriculum, config.bits)
+    step, spent = 0, 0.0
+    settings = {"config": asdict(config), "curriculum": asdict(curriculum), "seed": seed}
+    saved = load_training_state(out / "training.pt")
+    if saved is not None:
+        if json.loads(saved["settings"]) != json.loads(json.dumps(settings)):
+            raise ValueError(f"{out} holds a run with other settings: {saved['settings']}")
+        embedder.load_state_dict(saved["embedder"])
+        extractor.load_state_dict(saved["extractor"])
+        optimiser.load_state_dict(saved["optimiser"])
+        generator.set_state(saved["generator"])
+        state = Curriculum(curriculum, **saved["curriculum"])
+        step, spent = saved["step"], saved["seconds"]
+
+    def save() -> None:
+        save_training_state(out / "training.pt", {
+            "settings": json.dumps(settings), "embedder": embedder.state_dict(),
+            "extractor": extractor.state_dict(), "optimiser": optimiser.state_dict(),
+            "generator": generator.get_state(), "curriculum": state.state(),
+            "step": step, "seconds": spent,
+        })  # fmt: skip
+
+    train, test = images[:-held_out], images[-held_out:]
+    bar = tqdm(total=100, disable=not sys.stderr.isatty(), unit="%", desc="extractor")
+    clock = last_log = last_save = time.monotonic()
+    logged_images = state.images
+    while True:
+        progress = step / steps if steps is not None else spent / (60 * minutes)
+        if progress >= 1:
+            break
+        size = state.size(progress)
+        batch_size = max(1, min(largest_batch, batch_pixels // size**2))
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * learning_rate_factor(progress)
+        chosen = torch.randint(0, len(train), (batch_size,), generator=generator)
+        batch = random_crops(train[chosen], size, generator=generator).to(device).float() / 255
+        messages = random_messages(batch_size, config.bits, generator=generator).to(device)
+        values, logits = pretrain_step(
+            embedder, extractor, optimiser, batch, messages, strength=state.strength,
+            attack_strength=state.attack_strength, precision=precision, generator=generator,
+        )  # fmt: skip
+        state.update(logits, messages)
+        step += 1
+        now = time.monotonic()
+        spent, clock = spent + now - clock, now
+        if now - last_log > log_seconds:
+            record = {
+                "step": step, "minutes": spent / 60, "images": state.images, "size": size,
+                "strength": state.strength, "psnr": -20 * math.log10(state.strength),
+                "attack_strength": state.attack_strength, "loss": values["loss"],
+                "bit_accuracy": state.bit_accuracy, "learnt_bits": state.learnt_bits,
+                "images_per_second": (state.images - logged_images) / (now - last_log),
+            }  # fmt: skip
+            _log(out, record)
+            bar.update(int(100 * progress) - bar.n)
+            bar.set_postfix(bits=state.learnt_bits, accuracy=f"{state.bit_accuracy:.3f}")
+            last_log, logged_images = now, state.images
+        if now - last_save > save_seconds:
+            save()
+            last_save = now
+    save()
+    bar.close()
+    held = test.to(device).float() / 255
+    figures = evaluate(
+        embedder, extractor, held, strength=state.strength, generator=generator,
+        precision=precision,
+    )  # fmt: skip
+    _log(out, {"step": step, "minutes": spent / 60, "evaluation": figures})
+    calibration = train[torch.randperm(len(train), generator=generator)[:4096]]
+    whitened = whiten(extractor, (b.to(device).float() / 255 for b in calibration.split(64)))
+    details = {**settings, "steps": step, "minutes": spent / 60, "images": state.images,
+               "strength": state.strength, "evaluation": figures}  # fmt: skip
+    save_extractor(out / "extractor", whitened, details=details)
+    return embedder, whitened
+
+
+def _log(out: Path, record: dict) -> None:
+    with (out / "log.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    if not sys.stderr.isatty():
+        print(json.dumps(record), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Pre-train and whiten a watermark extractor.")
+    parser.add_argument("--images", required=True, help="folder, manifest, or .npy of uint8")
+    parser.add_argument("--out", required=True, help="run folder; an interrupted run resumes")
+    parser.add_argument("--minutes", type=float, help="training time in all")
+    parser.add_argument("--hours", type=float, help="the same in hours")
+    parser.add_argument("--steps", type=int, help="instead of a time")
+    parser.add_argument("--size", type=int, default=128, help="side the images are brought to")
+    parser.add_argument("--limit", type=int, help="images to read at most")
+    parser.add_argument("--bits", type=int, default=48)
+    parser.add_argument("--published", action="store_true", help="the published architecture")
+    parser.add_argument("--fold", type=int, default=2, choices=(1, 2, 4))
+    parser.add_argument("--strength", type=float, default=0.0126, help="last RMS of the residual")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", default="auto", help="auto, bfloat16 or float32")
+    options = parser.parse_args(arguments)
+    minutes = 60 * options.hours if options.hours is not None else options.minutes
+    if options.published:
+        config = published_config(options.bits)
+    else:
+        config = ExtractorConfig(bits=options.bits, fold=options.fold)
+    images = read_image_stack(options.images, size=options.size, limit=options.limit)
+    try:
+        fit(
+            images, options.out, config=config, minutes=minutes, steps=options.steps,
+            curriculum=CurriculumConfig(last_strength=options.strength),
+            learning_rate=options.learning_rate, seed=options.seed, device=options.device,
+            precision=options.precision,
+        )  # fmt: skip
+    except NoTakeOff as error:
+        raise SystemExit(f"stopped: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
