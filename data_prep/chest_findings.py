@@ -26,7 +26,8 @@ def place_findings(
     """Side, zone and severity of each finding, in the order of `names`.
 
     Each is drawn from its own generator, so that one does not move another; only where two would
-    hide each other does the later of effusion, pneumothorax, atelectasis, pneumonia give way.
+    hide each other does the later of cardiomegaly, effusion, pneumothorax, atelectasis and
+    pneumonia give way.
     """
     placed: dict[str, Finding] = {}
     for name in ("edema", "cardiomegaly", "effusion", "pneumothorax", "atelectasis", "pneumonia"):
@@ -51,12 +52,19 @@ def place_findings(
             zone = "lower" if side == "bilateral" or choice < 0.7 else "mid"
             if _meet(side, placed.get("effusion")):
                 side, zone = _other_side(side, placed["effusion"]), "mid"
+            if _meet(side, placed.get("pneumothorax")):
+                side = _other_side(side, placed["pneumothorax"])
+                zone = "mid" if _meet(side, placed.get("effusion")) else zone
+            if side == "left" and "cardiomegaly" in placed:
+                zone = "mid"  # the enlarged heart covers the left base
         else:
             zone = "upper" if choice < 0.3 else "mid" if choice < 0.55 else "lower"
             if _meet(side, placed.get("pneumothorax")):
                 side = _other_side("bilateral", placed["pneumothorax"])
             below = [placed.get("effusion"), placed.get("atelectasis")]
             if zone != "upper" and any(_meet(side, other) for other in below):
+                zone = "upper"
+            if side == "left" and "cardiomegaly" in placed:
                 zone = "upper"
         placed[name] = Finding(name=name, side=side, zone=zone, severity=severity)
     return tuple(placed[name] for name in names)
@@ -128,7 +136,7 @@ def edema(a: SimpleNamespace, f: SimpleNamespace, finding: Finding, g) -> np.nda
     lines = strokes(
         f, a, np.stack([side * across, down], axis=1),
         np.where(side > 0, 0.0, np.pi) + g.normal(0, 0.12, count), g.normal(0, 0.2, count),
-        g.uniform(0.06, 0.11, count), sigma=0.003, weight=1.7)
+        g.uniform(0.06, 0.11, count), sigma=0.003, weight=0.9)
     fill = haze * (1 + 0.13 * cloudy + lines)
     return np.clip(fill * (0.45 + 0.4 * finding.severity), 0, 0.95)
 
