@@ -73,9 +73,8 @@ class Curriculum:
 
     def size(self, progress: float) -> int:
         """Side of the crops at this share of the budget."""
-        config = self.config
-        reached = [s for s, p in zip(config.sizes, config.size_starts, strict=True) if p <= progress]
-        return reached[-1]
+        stages = zip(self.config.sizes, self.config.size_starts, strict=True)
+        return [size for size, start in stages if start <= progress][-1]
 
     def update(self, logits: Tensor, message: Tensor) -> None:
         """Note one batch, logits and message (B, bits), and make the task harder if it is easy.

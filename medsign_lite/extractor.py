@@ -31,11 +31,12 @@ class ExtractorConfig:
     channels: int = 64  # doubled by every further stage
     stages: tuple[int, ...] = (2, 2)  # 3x3 blocks per stage; the side halves between stages
     width: int = 256  # channels of the last block, which is averaged over space
-    norm: str = "group"  # "group" or "batch" (the published one)
+    norm: str = "group"  # "group", or "batch" (the published one), which mixes up attacks
     activation: str = "relu"  # or "gelu" (the published one), which costs as much as a convolution
     residual: bool = True  # add each block's input to its output where shapes agree
     grey: bool = True  # average the colours first
     embedder_fold: int = 4
+    embedder_norm: str = "batch"
     embedder_channels: int = 64
     embedder_depth: int = 3
     unit_residual: bool = True  # scale every residual to the same root mean square
@@ -50,7 +51,9 @@ class ExtractorConfig:
                 raise ValueError(f"{name} must be 1, 2, 4 or 8, got {getattr(self, name)}")
         if not self.stages or min(self.stages) < 1:
             raise ValueError(f"stages must hold at least one positive number, got {self.stages}")
-        for name, known in (("norm", ("group", "batch")), ("activation", ("relu", "gelu"))):
+        norms = ("group", "batch")
+        choices = {"norm": norms, "embedder_norm": norms, "activation": ("relu", "gelu")}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         if self.embedder_channels < self.bits:
@@ -64,19 +67,20 @@ def published_config(bits: int = 48) -> ExtractorConfig:
     """The Stable Signature replica of HiDDeN: unfolded, 8 blocks of 64, then one of `bits`."""
     return ExtractorConfig(
         bits=bits, fold=1, channels=64, stages=(7,), width=bits, norm="batch",
-        activation="gelu", residual=False, grey=False, embedder_fold=1, embedder_channels=64, embedder_depth=4, unit_residual=False,
+        activation="gelu", residual=False, grey=False, embedder_fold=1, embedder_channels=64,
+        embedder_depth=4, unit_residual=False,
     )  # fmt: skip
 
 
 class Block(nn.Module):
     """3x3 convolution, normalisation, optional shift by the message, activation, optional skip."""
 
-    def __init__(self, inputs: int, outputs: int, config: "ExtractorConfig", *, stride: int = 1):
+    def __init__(self, inputs: int, outputs: int, config: ExtractorConfig, *, norm: str, stride: int = 1):
         super().__init__()
         self.convolution = nn.Conv2d(inputs, outputs, 3, stride, 1)
         self.norm = (
             nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)
-            if config.norm == "batch"
+            if norm == "batch"
             else nn.GroupNorm(max(1, outputs // 16), outputs)
         )
         self.activation = {"relu": F.relu, "gelu": F.gelu}[config.activation]
@@ -107,9 +111,9 @@ class Extractor(nn.Module):
             outputs = config.channels * 2**stage
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(Block(inputs, outputs, config, stride=stride))
+                blocks.append(Block(inputs, outputs, config, norm=config.norm, stride=stride))
                 inputs = outputs
-        blocks.append(Block(inputs, config.width, config))
+        blocks.append(Block(inputs, config.width, config, norm=config.norm))
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(config.width, config.bits)
         self.whitening = nn.Linear(config.bits, config.bits) if config.whitened else None
@@ -138,7 +142,7 @@ class Embedder(nn.Module):
         self.config = config
         inputs, channels = 3 * config.embedder_fold**2, config.embedder_channels
         self.blocks = nn.ModuleList(
-            Block(inputs if index == 0 else channels, channels, config)
+            Block(inputs if index == 0 else channels, channels, config, norm=config.embedder_norm)
             for index in range(config.embedder_depth)
         )
         self.injected = (0, config.embedder_depth // 2)  # blocks that receive the message

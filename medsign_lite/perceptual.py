@@ -1,0 +1,176 @@
+"""Perceptual losses: Watson-VGG with its published weights, and a stand-in without weights.
+
+Watson-VGG (Czolbe et al., NeurIPS 2020) is what the paper uses. Its trained weights are a
+download (`rgb_watson_vgg_trial0.pth`, https://github.com/SteffenCzolbe/PerceptualSimilarity).
+Where the file is absent `MaskedPyramid` stands in, and says so in its `name`.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medsign_lite.checkpoints import load_strictly
+
+# Channels of the convolutions of VGG-16, stage by stage; a stage starts with a 2x2 maximum.
+_VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+_SMALL = 1e-10
+
+
+class VGGFeatures(nn.Module):
+    """Features of VGG-16 after relu1_2, 2_2, 3_3, 4_3 and 5_3, under the published names."""
+
+    def __init__(self):
+        super().__init__()
+        inputs, position = 3, 0  # position counts the layers of VGG-16, which name the weights
+        for stage, widths in enumerate(_VGG_STAGES, start=1):
+            slice_ = nn.Sequential()
+            if stage > 1:
+                slice_.add_module(str(position), nn.MaxPool2d(2))
+                position += 1
+            for outputs in widths:
+                slice_.add_module(str(position), nn.Conv2d(inputs, outputs, 3, padding=1))
+                slice_.add_module(str(position + 1), nn.ReLU())
+                inputs, position = outputs, position + 2
+            self.add_module(f"slice{stage}", slice_)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        features = []
+        for slice_ in self.children():
+            image = slice_(image)
+            features.append(image)
+        return features
+
+
+class WatsonVGG(nn.Module):
+    """Watson's distance on VGG features: differences weigh less where the target is busy.
+
+    Features are scaled to length 1 over channels. A difference is divided by the larger (softly)
+    of a learnt sensitivity t and the masked |target|^w t^(1 - w). Absolute values to the power
+    beta are summed over channels, averaged over space, summed over layers.
+    """
+
+    name = "watson-vgg"
+
+    def __init__(self):
+        super().__init__()
+        self.vgg = VGGFeatures()
+        self.shift = nn.Parameter(torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.scale = nn.Parameter(torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+        for layer, widths in enumerate(_VGG_STAGES):
+            self.register_parameter(f"t{layer}_tild", nn.Parameter(torch.zeros(widths[-1])))
+            mixing = torch.tensor(math.log(0.2 / 0.8))  # the inverse sigmoid of .2
+            self.register_parameter(f"w{layer}_tild", nn.Parameter(mixing))
+        self.beta = nn.Parameter(torch.tensor(1.0))
+        self.requires_grad_(False)
+
+    def forward(self, image: Tensor, reference: Tensor) -> Tensor:
+        """image, reference: (B, 3, H, W) in [0, 1], H and W at least 16, to a scalar: the mean
+        over images. The mask comes from the reference, so the order matters."""
+        _check_pair(image, reference, minimum=16)
+        features = self.vgg((image - self.shift) / self.scale)
+        targets = self.vgg((reference - self.shift) / self.scale)
+        distance = image.new_zeros(len(image))
+        for layer, (feature, target) in enumerate(zip(features, targets, strict=True)):
+            target = target / (target.norm(dim=1, keepdim=True) + _SMALL)
+            feature = feature / (_safe_norm(feature) + _SMALL)
+            sensitivity = getattr(self, f"t{layer}_tild").exp().view(1, -1, 1, 1)
+            mixing = getattr(self, f"w{layer}_tild").sigmoid()
+            masked = (target.abs() + _SMALL) ** mixing * sensitivity ** (1 - mixing)
+            share = torch.sigmoid(masked - sensitivity)  # a softmax over the two
+            threshold = share * masked + (1 - share) * sensitivity
+            error = (((target - feature) / threshold).abs() + _SMALL) ** self.beta
+            distance = distance + error.sum(dim=1).mean(dim=(1, 2))
+        return (distance ** (1 / self.beta)).mean()
+
+
+def _safe_norm(feature: Tensor) -> Tensor:
+    """Length over channels whose gradient is finite where every channel is 0."""
+    return (feature.square().sum(dim=1, keepdim=True) + 1e-20).sqrt()
+
+
+class MaskedPyramid(nn.Module):
+    """A stand-in for Watson-VGG without trained weights: masked errors of a Laplacian pyramid.
+
+    The difference of each band is divided by what could just be seen there, Watson's contrast
+    masking: `threshold * max(1, m / threshold)^0.7`, m the mean absolute value of the
+    reference's band nearby. The result is the mean square of that ratio over the bands, so 1 is
+    about a just visible mark. It knows edges and texture, but nothing that VGG has learnt.
+
+    Args:
+        levels: bands; each next one has half the side. Small images use fewer.
+        threshold: just visible contrast in a flat place, in [0, 1] units.
+    """
+
+    name = "masked-pyramid"
+
+    def __init__(self, *, levels: int = 4, threshold: float = 0.01):
+        super().__init__()
+        self.levels, self.threshold = levels, threshold
+        kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+        self.register_buffer("kernel", (kernel[:, None] * kernel)[None, None], persistent=False)
+
+    def forward(self, image: Tensor, reference: Tensor) -> Tensor:
+        """image, reference: (B, 3, H, W) in [0, 1], H and W at least 16, to a scalar: the mean
+        over images. The mask comes from the reference, so the order matters."""
+        _check_pair(image, reference, minimum=16)
+        difference = image - reference
+        total, bands = image.new_zeros(()), 0
+        while bands < self.levels and min(difference.shape[-2:]) >= 8:
+            difference_low, reference_low = self._blur(difference), self._blur(reference)
+            busy = self._blur((reference - reference_low).abs())
+            visible = self.threshold * (busy / self.threshold).clamp(min=1) ** 0.7
+            total = total + ((difference - difference_low) / visible).square().mean()
+            difference, reference = difference_low[..., ::2, ::2], reference_low[..., ::2, ::2]
+            bands += 1
+        rest = (difference / self.threshold).square().mean()  # the coarsest: plain brightness
+        return (total + rest) / (bands + 1)
+
+    def _blur(self, image: Tensor) -> Tensor:
+        batch, channels, height, width = image.shape
+        padded = F.pad(image, (2, 2, 2, 2), mode="replicate")
+        planes = padded.reshape(batch * channels, 1, height + 4, width + 4)
+        return F.conv2d(planes, self.kernel.to(image.dtype)).view(image.shape)
+
+
+def perceptual_loss(weights: str | Path | None = None) -> nn.Module:
+    """Watson-VGG with its published weights, or the stand-in if `weights` is None.
+
+    Record the result's `name` ("watson-vgg" or "masked-pyramid") with whatever is trained.
+
+    Args:
+        weights: the published .pth file.
+
+    Raises:
+        FileNotFoundError: if the file is named but absent: nothing else stands in for it then.
+        ValueError: if it is not a state dict, or not that of Watson-VGG.
+    """
+    if weights is None:
+        return MaskedPyramid()
+    path = Path(weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"perceptual weights {path} do not exist; None takes the stand-in")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises half a dozen kinds
+        raise ValueError(f"{path}: expected a state dict of tensors: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
+    loss = WatsonVGG()
+    load_strictly(loss, state, name=f"Watson-VGG in {path.name}")
+    return loss.eval()
+
+
+def _check_pair(image: Tensor, reference: Tensor, *, minimum: int) -> None:
+    if image.shape != reference.shape or image.ndim != 4 or image.shape[1] != 3:
+        raise ValueError(
+            "expected image and reference of one shape (B, 3, H, W), got "
+            f"{tuple(image.shape)} and {tuple(reference.shape)}"
+        )
+    if min(image.shape[-2:]) < minimum:
+        raise ValueError(
+            f"a perceptual loss needs at least {minimum} pixels a side, got "
+            f"(H, W) = {tuple(image.shape[-2:])}"
+        )

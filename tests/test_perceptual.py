@@ -1,0 +1,128 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from medsign_lite.perceptual import MaskedPyramid, WatsonVGG, perceptual_loss
+
+
+@pytest.fixture(scope="module")
+def watson():
+    torch.manual_seed(0)
+    return WatsonVGG()
+
+
+def published_names():
+    """The names and shapes in the published file, written down from its documentation."""
+    shapes = {"shift": (1, 3, 1, 1), "scale": (1, 3, 1, 1), "beta": ()}
+    for layer, channels in enumerate((64, 128, 256, 512, 512)):
+        shapes[f"t{layer}_tild"], shapes[f"w{layer}_tild"] = (channels,), ()
+    convolutions = {
+        "slice1": {0: (3, 64), 2: (64, 64)},
+        "slice2": {5: (64, 128), 7: (128, 128)},
+        "slice3": {10: (128, 256), 12: (256, 256), 14: (256, 256)},
+        "slice4": {17: (256, 512), 19: (512, 512), 21: (512, 512)},
+        "slice5": {24: (512, 512), 26: (512, 512), 28: (512, 512)},
+    }
+    for name, layers in convolutions.items():
+        for position, (inputs, outputs) in layers.items():
+            shapes[f"vgg.{name}.{position}.weight"] = (outputs, inputs, 3, 3)
+            shapes[f"vgg.{name}.{position}.bias"] = (outputs,)
+    return shapes
+
+
+def test_watson_vgg_has_exactly_the_published_names(watson):
+    assert {name: tuple(w.shape) for name, w in watson.state_dict().items()} == published_names()
+
+
+def test_watson_vgg_features_have_the_published_resolutions(watson):
+    features = watson.vgg(torch.rand(1, 3, 32, 32))
+    sizes = [tuple(f.shape[1:]) for f in features]
+    assert sizes == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 2, 2)]
+
+
+def test_watson_vgg_follows_the_published_formula(watson):
+    """The distance again, written as in the reference with an explicit softmax over two values."""
+    generator = torch.Generator().manual_seed(1)
+    image, reference = torch.rand(2, 2, 3, 16, 16, generator=generator)
+    total = torch.zeros(2)
+    normalise = lambda x: (x - watson.shift) / watson.scale  # noqa: E731
+    pairs = zip(watson.vgg(normalise(image)), watson.vgg(normalise(reference)), strict=True)
+    for layer, (feature, target) in enumerate(pairs):
+        feature, target = F.normalize(feature, dim=1), F.normalize(target, dim=1)
+        t = watson.get_parameter(f"t{layer}_tild").exp().view(1, -1, 1, 1).expand_as(target)
+        w = torch.sigmoid(watson.get_parameter(f"w{layer}_tild"))
+        two = torch.stack([t, (target.abs() + 1e-10) ** w * t ** (1 - w)])
+        threshold = (two * two.softmax(dim=0)).sum(dim=0)
+        total += ((target - feature) / threshold).abs().sum(dim=(1, 2, 3)) / target[0, 0].numel()
+    assert watson(image, reference).item() == pytest.approx(total.mean().item(), rel=1e-4)
+
+
+def test_watson_vgg_gradient_is_finite_on_black_and_on_equal_images(watson):
+    image = torch.zeros(1, 3, 16, 16, requires_grad=True)
+    watson(image, torch.zeros(1, 3, 16, 16)).backward()
+    assert torch.isfinite(image.grad).all()
+
+
+def test_watson_vgg_loads_a_file_of_the_published_kind(watson, tmp_path):
+    torch.save(watson.state_dict(), tmp_path / "rgb_watson_vgg_trial0.pth")
+    loaded = perceptual_loss(tmp_path / "rgb_watson_vgg_trial0.pth")
+    image, reference = torch.rand(2, 1, 3, 16, 16)
+    assert loaded.name == "watson-vgg"
+    assert torch.equal(loaded(image, reference), watson(image, reference))
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_perceptual_loss_is_never_silently_the_stand_in(tmp_path):
+    assert perceptual_loss().name == "masked-pyramid"
+    with pytest.raises(FileNotFoundError, match="watson.pth do not exist"):
+        perceptual_loss(tmp_path / "watson.pth")
+
+
+def test_perceptual_loss_refuses_other_files(watson, tmp_path):
+    state = watson.state_dict()
+    del state["beta"]
+    torch.save(state, tmp_path / "lacking.pth")
+    with pytest.raises(ValueError, match=r"1 missing \(beta\)"):
+        perceptual_loss(tmp_path / "lacking.pth")
+    (tmp_path / "text.pth").write_text("not weights")
+    with pytest.raises(ValueError, match="expected a state dict"):
+        perceptual_loss(tmp_path / "text.pth")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(ValueError, match="expected a state dict, got Tensor"):
+        perceptual_loss(tmp_path / "tensor.pth")
+
+
+def test_masked_pyramid_of_a_brightness_step_by_hand():
+    """A constant difference lies in the coarsest band alone: (d / threshold)^2 over 5 bands."""
+    loss = MaskedPyramid(levels=4, threshold=0.01)
+    reference = torch.full((1, 3, 64, 64), 0.5)
+    assert loss(reference + 0.02, reference).item() == pytest.approx(4 / 5, rel=1e-4)
+    assert loss(reference, reference).item() == 0
+
+
+def test_masked_pyramid_forgives_more_in_texture():
+    generator = torch.Generator().manual_seed(0)
+    mark = 0.02 * torch.randn(1, 3, 64, 64, generator=generator)
+    flat = torch.full((1, 3, 64, 64), 0.5)
+    busy = 0.5 + 0.2 * torch.randn(1, 3, 64, 64, generator=generator)
+    loss = MaskedPyramid()
+    assert loss(busy + mark, busy) < 0.3 * loss(flat + mark, flat)
+
+
+def test_masked_pyramid_is_quadratic_and_its_mask_is_the_references():
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.rand(1, 3, 32, 32, generator=generator)
+    mark = 0.01 * torch.randn(1, 3, 32, 32, generator=generator)
+    loss = MaskedPyramid()
+    once, twice = loss(reference + mark, reference), loss(reference + 2 * mark, reference)
+    assert math.isclose(4 * once, twice, rel_tol=1e-3)
+
+
+@pytest.mark.parametrize("loss", [MaskedPyramid(), WatsonVGG()], ids=lambda loss: loss.name)
+def test_perceptual_losses_refuse_what_is_not_a_pair_of_images(loss):
+    with pytest.raises(ValueError, match=r"one shape \(B, 3, H, W\)"):
+        loss(torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32))
+    with pytest.raises(ValueError, match="at least 16 pixels a side"):
+        loss(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
