@@ -1,0 +1,218 @@
+"""Training of the bundled model's autoencoder, an ordinary diffusers ``AutoencoderKL``.
+
+    python -m medsign_lite.autoencoder_training --data MANIFEST --out FOLDER --minutes 30
+
+The network is convolutional throughout (no attention in its middle block), so most of the training
+runs on random crops, which cost a quarter of a whole image, and only the end on whole images. The
+loss is the squared error with a very small Kullback-Leibler term that keeps the latents bounded:
+fidelity is what the watermark is measured against, and phantoms have no texture to invent.
+"""
+
+import argparse
+import copy
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
+
+from medsign_lite.averaging import update_average
+from medsign_lite.checkpoints import load_training_state, save_training_state
+from medsign_lite.image_stack import read_image_stack
+from medsign_lite.precision import mixed_precision
+
+CROP = 64  # side of the training crops, half of the image's
+
+
+def build_autoencoder(*, channels: tuple[int, ...] = (32, 64, 96, 128)) -> AutoencoderKL:
+    """An autoencoder from (B, 3, H, W) in [-1, 1] to latents (B, 4, H/8, W/8)."""
+    return AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=128,
+    )
+
+
+def autoencoder_loss(vae: AutoencoderKL, image: Tensor, *, kl_weight: float = 1e-6) -> dict:
+    """Squared error of the reconstruction plus the latents' KL divergence.
+
+    Args:
+        image: (B, 3, H, W) in [-1, 1].
+        kl_weight: of the mean divergence per latent number.
+
+    Returns:
+        ``loss`` (scalar, differentiable) and ``psnr`` in dB, of the mean squared error.
+    """
+    posterior = vae.encode(image).latent_dist
+    reconstruction = vae.decode(posterior.sample()).sample
+    squared_error = F.mse_loss(reconstruction.float(), image)
+    divergence = posterior.kl().mean() / posterior.mean[0].numel()
+    # Range 2, hence the 4: [-1, 1] against the [0, 1] of every reported figure.
+    psnr = 10 * math.log10(4 / max(squared_error.item(), 1e-12))
+    return {"loss": squared_error + kl_weight * divergence, "psnr": psnr}
+
+
+@torch.no_grad()
+def reconstruction_psnr(vae: AutoencoderKL, images: Tensor, *, batch: int = 32) -> Tensor:
+    """PSNR of each image's reconstruction, both rounded to 8 bits.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+
+    Returns:
+        (N,) in dB.
+    """
+    device = next(vae.parameters()).device
+    values = []
+    for part in images.split(batch):
+        image = part.to(device).float() / 127.5 - 1
+        decoded = vae.decode(vae.encode(image).latent_dist.mean).sample
+        decoded = ((decoded.clamp(-1, 1) + 1) * 127.5).round()
+        error = (decoded - part.to(device).float()).square().mean(dim=(1, 2, 3))  # (B,)
+        values.append(10 * torch.log10(255**2 / error.clamp_min(1e-6)))
+    return torch.cat(values).cpu()
+
+
+@torch.no_grad()
+def latent_scale(vae: AutoencoderKL, images: Tensor, *, batch: int = 32) -> float:
+    """What the latents are multiplied by to have a standard deviation of one."""
+    device = next(vae.parameters()).device
+    latents = [
+        vae.encode(part.to(device).float() / 127.5 - 1).latent_dist.mean
+        for part in images.split(batch)
+    ]
+    return 1 / torch.cat(latents).std().item()
+
+
+def fit_autoencoder(
+    images: Tensor,
+    held_out: Tensor,
+    folder: str | Path,
+    *,
+    minutes: float = 30.0,
+    batch: int = 16,
+    learning_rate: float = 1e-3,
+    whole_images_from: float = 0.75,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    log_every: int = 200,
+) -> AutoencoderKL:
+    """Train for a time budget; a killed run resumes where it saved last.
+
+    Args:
+        images: (N, 3, H, W) uint8, to train on.
+        held_out: (M, 3, H, W) uint8, to measure on.
+        folder: gets ``state.pt`` while running, ``log.jsonl``, and the finished ``vae/``.
+        minutes: training time, over all resumptions.
+        whole_images_from: share of the budget after which crops give way to whole images.
+
+    Returns:
+        The weights' moving average, its ``scaling_factor`` set from the training images.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    layout = {"memory_format": torch.channels_last}
+    vae = build_autoencoder().to(device, **layout).train()
+    average = copy.deepcopy(vae).requires_grad_(False)
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-4)
+    step, elapsed = 0, 0.0
+    if state := load_training_state(folder / "state.pt"):
+        vae.load_state_dict(state["vae"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, elapsed = state["step"], state["elapsed"]
+
+    def save() -> None:
+        save_training_state(
+            folder / "state.pt",
+            {
+                "vae": vae.state_dict(),
+                "average": average.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "step": step,
+                "elapsed": elapsed,
+            },
+        )
+
+    last_save, began = time.monotonic(), time.monotonic() - elapsed
+    while elapsed < 60 * minutes:
+        progress = elapsed / (60 * minutes)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * min(1, (step + 1) / 100) * _cosine(progress)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        crop = CROP if progress < whole_images_from else images.shape[-1]
+        image = _crops(images, batch if crop == CROP else batch // 2, crop, generator)
+        with mixed_precision(device):
+            result = autoencoder_loss(vae, image.to(device, **layout))
+        optimiser.zero_grad(set_to_none=True)
+        result["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        update_average(average, vae, step=step)
+        elapsed = time.monotonic() - began
+        if step % log_every == 0:
+            row = {"step": step, "minutes": elapsed / 60, "psnr": result["psnr"], "crop": crop}
+            row["held_out_psnr"] = reconstruction_psnr(average, held_out[:16]).mean().item()
+            with (folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+        if time.monotonic() - last_save > 120:
+            save()
+            last_save = time.monotonic()
+    save()
+    vae = average.eval()
+    vae.register_to_config(scaling_factor=latent_scale(vae, images[:512]))
+    vae.save_pretrained(folder / "vae")
+    return vae
+
+
+def _crops(images: Tensor, batch: int, side: int, generator: torch.Generator) -> Tensor:
+    rows = torch.randint(len(images), (batch,), generator=generator)
+    limit = images.shape[-1] - side + 1
+    corners = torch.randint(limit, (batch, 2), generator=generator).tolist()
+    crops = [
+        images[i, :, y : y + side, x : x + side] for i, (y, x) in zip(rows, corners, strict=True)
+    ]
+    return torch.stack(crops).float() / 127.5 - 1  # (B, 3, side, side)
+
+
+def _cosine(progress: float, *, floor: float = 0.02) -> float:
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", type=Path, required=True, help="manifest")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--minutes", type=float, default=30.0, help="training time")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    held_out = read_image_stack(options.data, split="validation")
+    vae = fit_autoencoder(
+        read_image_stack(options.data, split="train"),
+        held_out,
+        options.out,
+        minutes=options.minutes,
+        batch=options.batch,
+        seed=options.seed,
+        device=options.device,
+    )
+    print(f"held-out reconstruction {reconstruction_psnr(vae, held_out).mean():.2f} dB")
+
+
+if __name__ == "__main__":
+    main()

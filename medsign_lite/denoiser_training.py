@@ -1,0 +1,331 @@
+"""Training of the bundled model's tokenizer, text encoder and U-Net on reports and latents.
+
+    python -m medsign_lite.denoiser_training --data MANIFEST --autoencoder FOLDER --out FOLDER
+
+Three choices make the cross-attention localise, and are worth varying: the text encoder has one
+layer, because a deep one that learns mixes the words of a sentence before the U-Net sees them; the
+reports name up to three findings, so that each word has to own its place; and the tokenizer may
+not learn tokens longer than seven characters, so that medical words are several tokens, as they
+are for CLIP, and CAS has something to choose from.
+"""
+
+import argparse
+import copy
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from medsign_lite.averaging import update_average
+from medsign_lite.checkpoints import load_training_state, save_training_state
+from medsign_lite.data import read_manifest
+from medsign_lite.image_stack import read_image_stack
+from medsign_lite.precision import mixed_precision
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def learn_tokenizer(
+    reports: Sequence[str], *, merges: int = 350, longest: int = 7, length: int = 77
+) -> CLIPTokenizer:
+    """Learn CLIP's kind of byte-pair encoding from reports.
+
+    Args:
+        merges: at most so many pairs are merged.
+        longest: characters of a token at most, so that long words stay several tokens.
+        length: tokens of a prompt, padding included; the rest is cut off.
+    """
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=514 + merges,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        max_token_length=longest,
+        show_progress=False,
+    )
+    bpe.train_from_iterator(reports, trainer)
+    model = json.loads(bpe.to_str())["model"]
+    learnt = sorted(model["vocab"], key=model["vocab"].get)
+    # Every byte also as the end of a word, so that no word of a user's prompt is unknown.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    missing = [byte + "</w>" for byte in alphabet if byte + "</w>" not in model["vocab"]]
+    vocabulary = {token: i for i, token in enumerate([*learnt, *missing, START, END])}
+    return CLIPTokenizer(
+        vocab=vocabulary,
+        merges=[tuple(pair) for pair in model["merges"]],
+        model_max_length=length,
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
+        unk_token=END,
+    )
+
+
+def build_text_encoder(
+    tokenizer: CLIPTokenizer, *, width: int = 128, layers: int = 1
+) -> CLIPTextModel:
+    """A shallow CLIP text encoder, untrained."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_unet(
+    *, channels: tuple[int, ...] = (64, 128), text_width: int = 128, sample_size: int = 16
+) -> UNet2DConditionModel:
+    """A small U-Net with cross-attention at every resolution, untrained."""
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
+        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
+        cross_attention_dim=text_width,
+        attention_head_dim=4,  # diffusers reads this as the number of heads
+        norm_num_groups=16,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """DDIM on velocities, ending in pure noise.
+
+    Stable Diffusion's own schedule keeps some signal at its last step, from which a small model
+    would read the brightness that it should choose (Lin et al., WACV 2024).
+    """
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        steps_offset=1,
+    )
+
+
+def denoising_loss(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    scheduler: DDIMScheduler,
+    latents: Tensor,
+    tokens: Tensor,
+    *,
+    generator: torch.Generator,
+) -> Tensor:
+    """Mean squared error of the predicted velocity at random timesteps.
+
+    Args:
+        latents: (B, 4, h, w), scaled.
+        tokens: (B, T) token numbers; a row of the empty prompt trains the unconditional model.
+        generator: on the CPU, so that a seed means the same noise on every device.
+    """
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    steps = scheduler.config.num_train_timesteps
+    timesteps = torch.randint(steps, (len(latents),), generator=generator).to(latents.device)
+    noised = scheduler.add_noise(latents, noise, timesteps)
+    velocity = scheduler.get_velocity(latents, noise, timesteps)
+    predicted = unet(noised, timesteps, text_encoder(tokens)[0]).sample
+    return (predicted.float() - velocity).square().mean()
+
+
+@torch.no_grad()
+def encode_images(vae: AutoencoderKL, images: Tensor, *, batch: int = 64) -> Tensor:
+    """Scaled latents (N, 4, h, w) of (N, 3, H, W) uint8 images, on the CPU."""
+    device = next(vae.parameters()).device
+    latents = []
+    for part in images.split(batch):
+        with mixed_precision(device):
+            posterior = vae.encode(part.to(device).float() / 127.5 - 1).latent_dist
+        latents.append(posterior.mean.float().cpu() * vae.config.scaling_factor)
+    return torch.cat(latents)
+
+
+def fit_denoiser(
+    latents: Tensor,
+    reports: Sequence[str],
+    vae: AutoencoderKL,
+    folder: str | Path,
+    *,
+    minutes: float = 60.0,
+    batch: int = 64,
+    learning_rate: float = 1e-3,
+    unconditional: float = 0.1,
+    text_layers: int = 1,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    log_every: int = 50,
+) -> StableDiffusionPipeline:
+    """Train text encoder and U-Net together for a time budget; a killed run resumes.
+
+    Args:
+        latents: (N, 4, h, w), scaled.
+        reports: N prompts.
+        vae: goes into the pipeline as it is.
+        folder: gets ``state.pt`` while running, ``log.jsonl``, and the finished ``pipeline/``.
+        unconditional: share of the reports replaced by the empty prompt, for guidance.
+
+    Returns:
+        A pipeline with the weights' moving average, in evaluation mode on the CPU.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    tokenizer = learn_tokenizer(reports)
+    tokens = _tokens(tokenizer, [*reports, ""])  # (N + 1, T); the last row is the empty prompt
+    text_encoder = build_text_encoder(tokenizer, layers=text_layers)
+    unet = build_unet(sample_size=latents.shape[-1])
+    model = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    model = model.to(device, memory_format=torch.channels_last).train()
+    average = copy.deepcopy(model).requires_grad_(False)
+    scheduler = build_scheduler()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
+    step, elapsed, mean_loss = 0, 0.0, 1.0
+    if state := load_training_state(folder / "state.pt"):
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, elapsed, mean_loss = state["step"], state["elapsed"], state["mean_loss"]
+
+    def save() -> None:
+        state = {"model": model.state_dict(), "average": average.state_dict()}
+        state |= {"optimiser": optimiser.state_dict(), "step": step}
+        save_training_state(
+            folder / "state.pt", {**state, "elapsed": elapsed, "mean_loss": mean_loss}
+        )
+
+    last_save, began = time.monotonic(), time.monotonic() - elapsed
+    while elapsed < 60 * minutes:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        progress = elapsed / (60 * minutes)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * min(1, (step + 1) / 200) * _constant_then_cosine(progress)
+        rows = torch.randint(len(latents), (batch,), generator=generator)
+        texts = rows.masked_fill(
+            torch.rand(batch, generator=generator) < unconditional, len(reports)
+        )
+        with mixed_precision(device):
+            loss = denoising_loss(
+                unet, text_encoder, scheduler,
+                latents[rows].to(device), tokens[texts].to(device), generator=generator,
+            )  # fmt: skip
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        update_average(average, model, step=step)
+        mean_loss = 0.98 * mean_loss + 0.02 * loss.item()
+        elapsed = time.monotonic() - began
+        if step % log_every == 0:
+            with (folder / "log.jsonl").open("a") as log:
+                row = {"step": step, "minutes": elapsed / 60, "loss": mean_loss}
+                log.write(json.dumps(row) + "\n")
+        if time.monotonic() - last_save > 180:
+            save()
+            last_save = time.monotonic()
+    save()
+    return save_pipeline(folder / "pipeline", average, tokenizer, vae)
+
+
+def save_pipeline(
+    folder: str | Path, model: torch.nn.ModuleDict, tokenizer: CLIPTokenizer, vae: AutoencoderKL
+) -> StableDiffusionPipeline:
+    """Assemble an ordinary pipeline and write it in half precision."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=model["text_encoder"].cpu().eval(),
+        tokenizer=tokenizer,
+        unet=model["unet"].cpu().eval(),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(folder)
+    return pipeline.to(torch.float32)
+
+
+def _tokens(tokenizer: CLIPTokenizer, reports: Sequence[str]) -> Tensor:
+    padded = tokenizer(list(reports), padding="max_length", truncation=True, return_tensors="pt")
+    return padded.input_ids
+
+
+def _constant_then_cosine(
+    progress: float, *, decay_from: float = 0.6, floor: float = 0.02
+) -> float:
+    if progress < decay_from:
+        return 1.0
+    phase = (min(progress, 1.0) - decay_from) / (1 - decay_from)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * phase))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", type=Path, required=True, help="manifest")
+    parser.add_argument(
+        "--autoencoder", type=Path, required=True, help="folder of an AutoencoderKL"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--minutes", type=float, default=60.0, help="training time")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--text-layers", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    vae = AutoencoderKL.from_pretrained(options.autoencoder).eval()
+    records = [r for r in read_manifest(options.data, check_files=False) if r.split == "train"]
+    latents = encode_images(vae.to(options.device), read_image_stack(options.data, split="train"))
+    fit_denoiser(
+        latents,
+        [record.report for record in records],
+        vae.cpu(),
+        options.out,
+        minutes=options.minutes,
+        batch=options.batch,
+        text_layers=options.text_layers,
+        seed=options.seed,
+        device=options.device,
+    )
+
+
+if __name__ == "__main__":
+    main()
