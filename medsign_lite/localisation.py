@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medsign_lite.attention import record_attention
-from medsign_lite.latent_diffusion import sample
+from medsign_lite.latent_diffusion import sample, scale_factor
 from medsign_lite.selection import (
     GAINS,
     Selection,
@@ -256,7 +256,8 @@ def _combine(
     attention = attention.cpu()
     height, width = attention.shape[-2:]
     if size == "image":
-        height, width = height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
+        factor = scale_factor(pipeline.vae)
+        height, width = height * factor, width * factor
     maps = torch.zeros(len(attention), height, width)
     selections = []
     for image, image_words in enumerate(positions):
