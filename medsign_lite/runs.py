@@ -143,9 +143,9 @@ class Run:
         Returns:
             The path of the PNG, figures/<name>.png.
         """
-        for label, text in (("caption", caption), ("alt", alt)):
+        for label, text in (("a caption", caption), ("alternative text (alt)", alt)):
             if not text.strip():
-                raise ValueError(f"figure {name} needs a {label}")
+                raise ValueError(f"figure {name} needs {label}")
         path = self.path(f"figures/{name}.png")
         with whole_file(path) as file:
             figure.savefig(file, format="png", dpi=110, bbox_inches="tight", facecolor="white")

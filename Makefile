@@ -1,0 +1,81 @@
+# Each target does its own set-up: all it needs is make and Python 3.11 or newer.
+#     make tutorial                  every notebook in the class profile, then the index page
+#     make test                      unit tests, notebooks in the smoke profile, nbval
+# Another interpreter: make test PYTHON=python3.12
+# The parts of `make tutorial` can be chosen: make tutorial PROFILE=smoke NOTEBOOKS="01 02"
+
+PYTHON ?= python3
+VENV ?= .venv
+PROFILE ?= class
+RUN_FOLDER ?= runs/$(PROFILE)
+NOTEBOOKS ?=
+COURSE := build/course
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+COMMITTED := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
+CHOSEN := $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
+
+.PHONY: help environment tutorial test unit smoke nbval lint weights gates notebooks student clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+	@echo "Targets: environment tutorial test unit smoke nbval lint weights gates notebooks student clean"
+
+environment: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "medsign_lite needs Python 3.11 or newer; $(PYTHON) is" "$$($(PYTHON) --version 2>&1)."; \
+	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install --quiet --editable ".[dev]" --constraint constraints.txt
+	@touch $@
+
+tutorial: $(STAMP)
+	$(PY) -m medsign_lite.tutorial --profile $(PROFILE) --run-folder $(RUN_FOLDER) $(CHOSEN)
+
+test: unit smoke nbval
+
+unit: $(STAMP)
+	$(PY) -m pytest
+
+smoke: $(STAMP)
+	$(PY) -m medsign_lite.tutorial --profile smoke --run-folder build/smoke --force
+
+# The committed outputs are those of the default profile, so this is the class profile once more.
+nbval: $(STAMP)
+ifeq ($(COMMITTED),)
+	@echo "nbval: there is no notebook to check"
+else
+	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 \
+	  --nbval-kernel-startup-timeout=180 -W default $(COMMITTED)
+endif
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check --exclude '*.ipynb' .
+
+weights: $(STAMP)
+	$(PY) -m medsign_lite.bundle
+
+gates: $(STAMP)
+	$(PY) -m medsign_lite.gates
+
+# Executes the notebooks as they are committed (class profile) and writes their outputs back.
+notebooks: $(STAMP)
+	$(PY) -m medsign_lite.tutorial --in-place $(CHOSEN)
+
+# The student's edition, without solutions and hidden tests, in build/course/release/.
+student: $(STAMP)
+	rm -rf $(COURSE)
+	mkdir -p $(COURSE)/source/medsign_lite
+	cp $(COMMITTED) $(COURSE)/source/medsign_lite/
+	$(PY) -m nbgrader generate_assignment medsign_lite --create --force \
+	  --course-dir="$(CURDIR)/$(COURSE)"
+	@echo "The student's notebooks are in $(COURSE)/release/medsign_lite/"
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

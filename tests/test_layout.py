@@ -1,0 +1,206 @@
+"""The repository keeps its shape: layers, imports, environment files, and what may not be in it."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A module imports lower layers, or its own without a cycle. A new module gets a line here.
+LAYERS = {
+    0: "files images messages checkpoints profiles results runs published precision",
+    1: """data image_stack attacks distortions metrics rows losses extractor whitening
+        latent_diffusion attention attention_layers""",
+    2: """localisation localisation_scores selection detection pretraining curriculum
+        finetuning evaluation judges judge_data judge_networks judge_scores
+        autoencoder_training denoiser_training""",
+    3: "plotting widgets index_page notebook_execution tutorial bundle gates",
+}
+LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+MODULES = sorted(path.stem for path in (ROOT / "medsign_lite").glob("*.py"))
+MODULES.remove("__init__")
+PREPARATION = sorted(path.stem for path in (ROOT / "data_prep").glob("*.py"))
+PREPARATION.remove("__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of this repository that a file imports anywhere, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute"
+            children = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in children if name.split(".")[-1] in MODULES + PREPARATION}
+            found |= modules if node.module in ("medsign_lite", "data_prep") else {node.module}
+    return {name for name in found if name.split(".")[0] in ("medsign_lite", "data_prep", "tests")}
+
+
+def graph() -> dict[str, set[str]]:
+    files = {name: ROOT / "medsign_lite" / f"{name}.py" for name in MODULES}
+    return {
+        name: {imported.removeprefix("medsign_lite.") for imported in imports_of(path)}
+        for name, path in files.items()
+    }
+
+
+def test_imports_of_finds_both_forms_and_nested_ones(tmp_path):
+    path = tmp_path / "sample.py"
+    path.write_text(
+        "import numpy\nimport data_prep.phantoms\nfrom medsign_lite import images\n"
+        "def late():\n    from medsign_lite.runs import Run\n"
+    )
+    expected = {"data_prep.phantoms", "medsign_lite.images", "medsign_lite.runs"}
+    assert imports_of(path) == expected
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_imports_lower_layers_only(name):
+    assert name in LAYER, f"medsign_lite/{name}.py has no layer: give it one in this file's table"
+    for imported in graph()[name]:
+        assert imported in LAYER, f"{name} imports {imported}: the library imports only itself"
+        assert LAYER[imported] <= LAYER[name], (
+            f"{name} (layer {LAYER[name]}) imports {imported} (layer {LAYER[imported]})"
+        )
+
+
+def test_imports_make_no_cycle():
+    remaining = graph()
+    while remaining:
+        free = {name for name, needs in remaining.items() if not needs & set(remaining)}
+        assert free, f"an import cycle among {sorted(remaining)}"
+        remaining = {name: needs for name, needs in remaining.items() if name not in free}
+
+
+def test_nothing_below_imports_plotting_or_widgets():
+    for name, needs in graph().items():
+        if name not in ("plotting", "widgets"):
+            assert not needs & {"plotting", "widgets"}, f"{name} imports {needs}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"medsign_lite.{name}" for name in MODULES] + [f"data_prep.{name}" for name in PREPARATION],
+)
+def test_module_imports(name):
+    assert importlib.import_module(name).__doc__, f"{name} has no docstring"
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    program = (
+        "import sys, medsign_lite; "
+        "print(*sorted({'torch', 'diffusers', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == ""
+
+
+def test_every_public_name_is_found_lazily():
+    import medsign_lite
+
+    assert sorted(medsign_lite.__all__) == medsign_lite.__all__
+    for name in medsign_lite.__all__:
+        if importlib.util.find_spec(f"medsign_lite.{medsign_lite._MODULES[name]}"):
+            assert getattr(medsign_lite, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'watermark'"):
+        _ = medsign_lite.watermark
+
+
+def requirements(lines: list[str]) -> dict[str, str]:
+    """Name (lower case) to version range."""
+    pairs = [re.fullmatch(r"([A-Za-z0-9_.-]+)(.*)", line.strip()).groups() for line in lines]
+    return {name.lower().replace("_", "-"): rest for name, rest in pairs}
+
+
+def test_environment_matches_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = requirements(project["dependencies"] + project["optional-dependencies"]["dev"])
+    wanted["python"] = project["requires-python"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    found = requirements(conda)
+    found["torch"] = found.pop("pytorch")  # conda-forge's name of the same package
+    assert found == wanted
+
+
+def test_constraints_pin_every_requirement():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = requirements(project["dependencies"] + project["optional-dependencies"]["dev"])
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = requirements([line for line in lines if line and not line.startswith("#")])
+    assert not set(wanted) - set(pins)
+    for name, pin in pins.items():
+        assert re.fullmatch(r"==[0-9][0-9a-zA-Z.]*", pin), f"{name}{pin} is not one version"
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    revisions = {repository["repo"].split("/")[-1]: repository["rev"] for repository in hooks}
+    assert revisions["ruff-pre-commit"] == "v" + pins["ruff"].removeprefix("==")
+
+
+# What no file may contain. Written so that the patterns do not match themselves.
+FORBIDDEN = {
+    "a path of somebody's machine": r"(?<![\w.}~])/(?:home|Users|root|work|mnt|farm)/\w",
+    "a package index": r"-index-[u]rl|--find-[l]inks|pythonhosted\.[o]rg|download\.pytorch\.[o]rg",
+    "a bare except": r"^\s*except\s*:\s*$",
+    "a test that cannot fail": r"^\s*assert (?:True|1 == 1)\b",
+}
+TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".ipynb", ".json", ".cff", ".html", ".csv",
+        ""}  # fmt: skip
+
+
+def repository_files() -> list[Path]:
+    listing = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        names = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("the file list comes from git, and this is no git checkout")
+    return [ROOT / name for name in names.splitlines() if (ROOT / name).is_file()]
+
+
+def findings(text: str) -> list[str]:
+    return [what for what, pattern in FORBIDDEN.items() if re.search(pattern, text, re.M)]
+
+
+@pytest.mark.parametrize(
+    ("text", "finding"),
+    [
+        ('open("/ho' + 'me/ann/x.png")', "a path of somebody's machine"),
+        ("pip install --extra-index-" + "url https://x", "a package index"),
+        ("try:\n    f()\nexcept" + ":\n    pass", "a bare except"),
+        ("    assert " + "True", "a test that cannot fail"),
+    ],
+    ids=["path", "index", "except", "assert"],
+)
+def test_findings_sees_each_forbidden_thing(text, finding):
+    assert findings(text) == [finding]
+
+
+def test_files_contain_nothing_forbidden():
+    bad = []
+    for path in repository_files():
+        if path.suffix in TEXT and path.stat().st_size < 2**21:
+            bad += [f"{path.relative_to(ROOT)}: {what}" for what in findings(path.read_text())]
+    assert not bad
+
+
+def test_file_names_and_sizes():
+    for path in repository_files():
+        name = path.relative_to(ROOT).as_posix()
+        assert path.stem not in ("utils", "helpers", "common"), f"{name} is named for no idea"
+        assert path.stat().st_size <= 16 * 2**20, f"{name} is larger than 16 MiB"
+
+
+def test_shipped_weights_fit_the_repository():
+    weights = ROOT / "medsign_lite" / "weights"
+    if not weights.is_dir():
+        pytest.skip("no weights are shipped yet")
+    size = sum(path.stat().st_size for path in weights.rglob("*") if path.is_file())
+    assert size <= 40 * 2**20
