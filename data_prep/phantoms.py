@@ -8,6 +8,7 @@ have been trained on, and ``phantom("chest", "test", 7)`` is the same pixels on 
 """
 
 import argparse
+import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 from data_prep.chest_phantom import draw_chest
 from data_prep.fundus_phantom import draw_fundus
 from data_prep.phantom import Phantom
-from medsign_lite.data import MODALITIES, SPLITS, Record, write_manifest
+from medsign_lite.data import MODALITIES, SPLITS, Record, read_manifest, write_manifest
 
 DRAW = {"chest": draw_chest, "fundus": draw_fundus}
 # Far apart, so that no number of images makes two splits overlap.
@@ -88,8 +89,10 @@ def _write_all(write: partial, jobs: list, workers: int) -> Iterator[Record]:
     if workers == 1:
         yield from map(write, jobs)
         return
-    # One process a core already; threads within each would only wait for one another.
-    with ProcessPoolExecutor(workers, initializer=threadpool_limits, initargs=(1,)) as pool:
+    # Forking a process whose libraries have started threads can deadlock, hence "spawn"; and with
+    # one process a core, threads within each would only wait for one another.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, threadpool_limits, (1,)) as pool:
         yield from pool.map(write, jobs, chunksize=64)
 
 
@@ -140,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
         size=options.size,
         workers=options.workers,
     )
-    print(f"{sum(1 for _ in path.open()) - 1} phantoms described in {path}")
+    print(f"{len(read_manifest(path, check_files=False))} phantoms described in {path}")
 
 
 if __name__ == "__main__":

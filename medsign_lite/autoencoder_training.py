@@ -10,7 +10,6 @@ fidelity is what the watermark is measured against, and phantoms have no texture
 
 import argparse
 import copy
-import json
 import math
 import time
 from pathlib import Path
@@ -21,7 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medsign_lite.averaging import update_average
+from medsign_lite.budgets import Budget, log_row
 from medsign_lite.checkpoints import load_training_state, save_training_state
+from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.image_stack import read_image_stack
 from medsign_lite.precision import mixed_precision
 
@@ -98,7 +99,8 @@ def fit_autoencoder(
     held_out: Tensor,
     folder: str | Path,
     *,
-    minutes: float = 30.0,
+    minutes: float | None = None,
+    steps: int | None = None,
     batch: int = 16,
     learning_rate: float = 1e-3,
     whole_images_from: float = 0.75,
@@ -106,13 +108,13 @@ def fit_autoencoder(
     device: str | torch.device = "cpu",
     log_every: int = 200,
 ) -> AutoencoderKL:
-    """Train for a time budget; a killed run resumes where it saved last.
+    """Train until minutes or steps are spent; a killed run resumes where it saved last.
 
     Args:
         images: (N, 3, H, W) uint8, to train on.
         held_out: (M, 3, H, W) uint8, to measure on.
         folder: gets ``state.pt`` while running, ``log.jsonl``, and the finished ``vae/``.
-        minutes: training time, over all resumptions.
+        minutes, steps: one of the two, over all resumptions.
         whole_images_from: share of the budget after which crops give way to whole images.
 
     Returns:
@@ -125,32 +127,25 @@ def fit_autoencoder(
     vae = build_autoencoder().to(device, **layout).train()
     average = copy.deepcopy(vae).requires_grad_(False)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-4)
-    step, elapsed = 0, 0.0
+    spent = {}
     if state := load_training_state(folder / "state.pt"):
         vae.load_state_dict(state["vae"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
-        step, elapsed = state["step"], state["elapsed"]
+        spent = state["budget"]
+    budget = Budget(minutes=minutes, steps=steps, **spent)
 
     def save() -> None:
-        save_training_state(
-            folder / "state.pt",
-            {
-                "vae": vae.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "step": step,
-                "elapsed": elapsed,
-            },
-        )
+        state = {"vae": vae.state_dict(), "average": average.state_dict()}
+        state |= {"optimiser": optimiser.state_dict(), "budget": budget.state()}
+        save_training_state(folder / "state.pt", state)
 
-    last_save, began = time.monotonic(), time.monotonic() - elapsed
-    while elapsed < 60 * minutes:
-        progress = elapsed / (60 * minutes)
+    last_save = time.monotonic()
+    while budget.progress < 1:
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / 100) * _cosine(progress)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        crop = CROP if progress < whole_images_from else images.shape[-1]
+            group["lr"] = learning_rate * learning_rate_factor(budget.progress)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + budget.step)
+        crop = CROP if budget.progress < whole_images_from else images.shape[-1]
         image = _crops(images, batch if crop == CROP else batch // 2, crop, generator)
         with mixed_precision(device):
             result = autoencoder_loss(vae, image.to(device, **layout))
@@ -158,14 +153,12 @@ def fit_autoencoder(
         result["loss"].backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
-        step += 1
-        update_average(average, vae, step=step)
-        elapsed = time.monotonic() - began
-        if step % log_every == 0:
-            row = {"step": step, "minutes": elapsed / 60, "psnr": result["psnr"], "crop": crop}
-            row["held_out_psnr"] = reconstruction_psnr(average, held_out[:16]).mean().item()
-            with (folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(row) + "\n")
+        budget.tick()
+        update_average(average, vae, step=budget.step)
+        if budget.step % log_every == 0:
+            psnr = reconstruction_psnr(average, held_out[:16]).mean().item()
+            row = {"psnr": result["psnr"], "held_out_psnr": psnr, "crop": crop}
+            log_row(folder, budget, row)
         if time.monotonic() - last_save > 120:
             save()
             last_save = time.monotonic()
@@ -186,17 +179,14 @@ def _crops(images: Tensor, batch: int, side: int, generator: torch.Generator) ->
     return torch.stack(crops).float() / 127.5 - 1  # (B, 3, side, side)
 
 
-def _cosine(progress: float, *, floor: float = 0.02) -> float:
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, required=True, help="manifest")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--minutes", type=float, default=30.0, help="training time")
+    parser.add_argument("--minutes", type=float, help="training time in all")
+    parser.add_argument("--steps", type=int, help="instead of a time")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -207,6 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
         held_out,
         options.out,
         minutes=options.minutes,
+        steps=options.steps,
         batch=options.batch,
         seed=options.seed,
         device=options.device,

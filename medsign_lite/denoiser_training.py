@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from medsign_lite.averaging import update_average
+from medsign_lite.budgets import Budget, log_row
 from medsign_lite.checkpoints import load_training_state, save_training_state
 from medsign_lite.data import read_manifest
 from medsign_lite.image_stack import read_image_stack
@@ -183,7 +184,8 @@ def fit_denoiser(
     vae: AutoencoderKL,
     folder: str | Path,
     *,
-    minutes: float = 60.0,
+    minutes: float | None = None,
+    steps: int | None = None,
     batch: int = 64,
     learning_rate: float = 1e-3,
     unconditional: float = 0.1,
@@ -192,7 +194,7 @@ def fit_denoiser(
     device: str | torch.device = "cpu",
     log_every: int = 50,
 ) -> StableDiffusionPipeline:
-    """Train text encoder and U-Net together for a time budget; a killed run resumes.
+    """Train text encoder and U-Net together until minutes or steps are spent; resumes.
 
     Args:
         latents: (N, 4, h, w), scaled.
@@ -216,30 +218,27 @@ def fit_denoiser(
     average = copy.deepcopy(model).requires_grad_(False)
     scheduler = build_scheduler()
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
-    step, elapsed, mean_loss = 0, 0.0, 1.0
+    spent, mean_loss = {}, 1.0
     if state := load_training_state(folder / "state.pt"):
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
-        step, elapsed, mean_loss = state["step"], state["elapsed"], state["mean_loss"]
+        spent, mean_loss = state["budget"], state["mean_loss"]
+    budget = Budget(minutes=minutes, steps=steps, **spent)
 
     def save() -> None:
         state = {"model": model.state_dict(), "average": average.state_dict()}
-        state |= {"optimiser": optimiser.state_dict(), "step": step}
-        save_training_state(
-            folder / "state.pt", {**state, "elapsed": elapsed, "mean_loss": mean_loss}
-        )
+        state |= {"optimiser": optimiser.state_dict(), "mean_loss": mean_loss}
+        save_training_state(folder / "state.pt", {**state, "budget": budget.state()})
 
-    last_save, began = time.monotonic(), time.monotonic() - elapsed
-    while elapsed < 60 * minutes:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        progress = elapsed / (60 * minutes)
+    last_save = time.monotonic()
+    while budget.progress < 1:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + budget.step)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / 200) * _constant_then_cosine(progress)
+            group["lr"] = learning_rate * _constant_then_cosine(budget.progress, budget.step)
         rows = torch.randint(len(latents), (batch,), generator=generator)
-        texts = rows.masked_fill(
-            torch.rand(batch, generator=generator) < unconditional, len(reports)
-        )
+        empty = torch.rand(batch, generator=generator) < unconditional
+        texts = rows.masked_fill(empty, len(reports))
         with mixed_precision(device):
             loss = denoising_loss(
                 unet, text_encoder, scheduler,
@@ -249,14 +248,11 @@ def fit_denoiser(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        step += 1
-        update_average(average, model, step=step)
+        budget.tick()
+        update_average(average, model, step=budget.step)
         mean_loss = 0.98 * mean_loss + 0.02 * loss.item()
-        elapsed = time.monotonic() - began
-        if step % log_every == 0:
-            with (folder / "log.jsonl").open("a") as log:
-                row = {"step": step, "minutes": elapsed / 60, "loss": mean_loss}
-                log.write(json.dumps(row) + "\n")
+        if budget.step % log_every == 0:
+            log_row(folder, budget, {"loss": mean_loss})
         if time.monotonic() - last_save > 180:
             save()
             last_save = time.monotonic()
@@ -287,13 +283,10 @@ def _tokens(tokenizer: CLIPTokenizer, reports: Sequence[str]) -> Tensor:
     return padded.input_ids
 
 
-def _constant_then_cosine(
-    progress: float, *, decay_from: float = 0.6, floor: float = 0.02
-) -> float:
-    if progress < decay_from:
-        return 1.0
+def _constant_then_cosine(progress: float, step: int, *, decay_from: float = 0.6) -> float:
+    warm_up = min(1.0, (step + 1) / 200)
     phase = (min(progress, 1.0) - decay_from) / (1 - decay_from)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * phase))
+    return warm_up * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * max(phase, 0.0))))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -305,7 +298,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--autoencoder", type=Path, required=True, help="folder of an AutoencoderKL"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--minutes", type=float, default=60.0, help="training time")
+    parser.add_argument("--minutes", type=float, help="training time in all")
+    parser.add_argument("--steps", type=int, help="instead of a time")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--text-layers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -320,6 +314,7 @@ def main(arguments: list[str] | None = None) -> None:
         vae.cpu(),
         options.out,
         minutes=options.minutes,
+        steps=options.steps,
         batch=options.batch,
         text_layers=options.text_layers,
         seed=options.seed,

@@ -15,12 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports lower layers, or its own without a cycle. A new module gets a line here.
 LAYERS = {
-    0: "files images messages checkpoints profiles results runs published precision",
+    0: """files images messages checkpoints profiles results runs published precision budgets
+        averaging""",
     1: """data image_stack attacks distortions metrics rows losses extractor whitening
-        latent_diffusion attention attention_layers""",
+        latent_diffusion latent_cache perceptual attention attention_layers""",
     2: """localisation localisation_scores selection detection pretraining curriculum
-        finetuning evaluation judges judge_data judge_networks judge_scores
-        autoencoder_training denoiser_training""",
+        finetuning evaluation judges judge_data judge_networks judge_scores latent_cache
+        autoencoder_training denoiser_training sample_cache""",
     3: "plotting widgets index_page notebook_execution tutorial bundle gates",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}

@@ -1,0 +1,156 @@
+"""Train everything that the repository ships, from nothing, in stages that resume.
+
+    python -m data_prep.phantoms --out build/phantoms --train 10000 --validation 500 --test 500
+    python -m medsign_lite.bundle --data build/phantoms
+
+A stage that has finished is not repeated and one that was killed goes on where it saved last, so
+the same command can be given until it is done. Each stage is a module with a command of its own;
+this file says only in which order, for how long, and where the result goes.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from medsign_lite import (
+    autoencoder_training,
+    denoiser_training,
+    finetuning,
+    judges,
+    pretraining,
+    sample_cache,
+)
+from medsign_lite.latent_diffusion import BUNDLED
+from medsign_lite.results import record_result
+
+# Minutes of training. A GPU of a data centre is some fifty times faster than two cores.
+MINUTES = {
+    "cpu": {
+        "autoencoder": 90,
+        "denoiser": 240,
+        "classifier": 20,
+        "segmenter": 20,
+        "extractor": 120,
+        "decoder_chest": 45,
+        "decoder_fundus": 45,
+    },
+    "cuda": {
+        "autoencoder": 4,
+        "denoiser": 8,
+        "classifier": 1,
+        "segmenter": 1,
+        "extractor": 6,
+        "decoder_chest": 2,
+        "decoder_fundus": 2,
+    },
+}
+SAMPLES = 1500  # generated images each decoder is fine-tuned on
+MESSAGES = {"chest": "1", "fundus": "2"}  # seeds of the two decoders' messages
+
+
+def stages(
+    data: Path, work: Path, weights: Path, *, device: str, minutes: dict[str, float]
+) -> dict[str, tuple[Path, Callable[[], None]]]:
+    """Every stage by name: the folder it makes, and the function that makes it."""
+
+    def run(module, name: str, *options: str | Path) -> None:
+        limit = ("--minutes", str(minutes[name])) if name in minutes else ()
+        arguments = [*options, "--out", work / name, "--device", device, *limit]
+        module.main([str(argument) for argument in arguments])
+
+    def publish(made: Path, name: str) -> None:
+        # A folder is copied whole under another name first: half a model is never found.
+        unfinished = weights / f".{name}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(made, unfinished)
+        shutil.rmtree(weights / name, ignore_errors=True)
+        unfinished.rename(weights / name)
+
+    def autoencoder() -> None:
+        run(autoencoder_training, "autoencoder", "--data", data)
+
+    def denoiser() -> None:
+        vae = work / "autoencoder" / "vae"
+        run(denoiser_training, "denoiser", "--data", data, "--autoencoder", vae)
+        publish(work / "denoiser" / "pipeline", "pipeline")
+
+    def judge(kind: str) -> None:
+        run(judges, kind, kind, "--data", data)
+        made = work / f"{kind}_weights"
+        made.mkdir(exist_ok=True)
+        for file in ("model.safetensors", "config.json"):
+            shutil.copy(work / kind / file, made / file)
+        publish(made, kind)
+
+    def extractor() -> None:
+        run(pretraining, "extractor", "--images", data)
+        publish(work / "extractor" / "extractor", "extractor")
+
+    def cache(modality: str) -> None:
+        options = ("--data", data, "--modality", modality, "--count", str(SAMPLES))
+        run(sample_cache, f"cache_{modality}", *options, "--pipeline", weights / "pipeline")
+
+    def decoder(modality: str) -> None:
+        run(
+            finetuning,
+            f"decoder_{modality}",
+            *("--cache", work / f"cache_{modality}", "--extractor", weights / "extractor"),
+            *("--pipeline", weights / "pipeline", "--modality", modality),
+            *("--message", MESSAGES[modality]),
+        )
+        publish(work / f"decoder_{modality}" / "decoder", f"decoder_{modality}")
+
+    return {
+        "autoencoder": (work / "autoencoder" / "vae", autoencoder),
+        "denoiser": (weights / "pipeline", denoiser),
+        "classifier": (weights / "classifier", lambda: judge("classifier")),
+        "segmenter": (weights / "segmenter", lambda: judge("segmenter")),
+        "extractor": (weights / "extractor", extractor),
+        "cache_chest": (work / "cache_chest" / "cache.safetensors", lambda: cache("chest")),
+        "cache_fundus": (work / "cache_fundus" / "cache.safetensors", lambda: cache("fundus")),
+        "decoder_chest": (weights / "decoder_chest", lambda: decoder("chest")),
+        "decoder_fundus": (weights / "decoder_fundus", lambda: decoder("fundus")),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", type=Path, required=True, help="manifest of the phantoms")
+    parser.add_argument("--work", type=Path, default=Path("build/weights"), help="states and logs")
+    parser.add_argument("--out", type=Path, default=BUNDLED.parent, help="the finished weights")
+    parser.add_argument("--only", nargs="+", help="these stages only")
+    parser.add_argument("--share", type=float, default=1.0, help="of the usual training times")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    kind = torch.device(options.device).type
+    if kind not in MINUTES:
+        parser.error(f"no training times for {kind!r}: expected one of {tuple(MINUTES)}")
+    minutes = {name: options.share * value for name, value in MINUTES[kind].items()}
+    options.work.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    every = stages(options.data, options.work, options.out, device=options.device, minutes=minutes)
+    unknown = set(options.only or ()) - set(every)
+    if unknown:
+        parser.error(f"unknown stages {sorted(unknown)}: expected some of {tuple(every)}")
+    for name in options.only or every:
+        made, make = every[name]
+        if made.exists():
+            print(f"{name}: already at {made}")
+            continue
+        print(f"{name}: {minutes.get(name, 'no')} minutes of training")
+        make()
+        log = options.work / name / "log.jsonl"
+        rows = log.read_text().splitlines() if log.is_file() else []
+        figures = json.loads(rows[-1]) if rows else {}
+        config = {"minutes": minutes.get(name), "device": options.device}
+        record_result(options.work / f"{name}.json", figures, config)
+
+
+if __name__ == "__main__":
+    main()
