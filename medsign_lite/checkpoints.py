@@ -126,7 +126,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     data = path.read_bytes()
     if not data:
         raise ValueError(f"{path}: expected safetensors, got an empty file (0 bytes)")
-    if data.startswith(_PICKLE_STARTS):
+    if data.startswith(_PICKLE_STARTS) and data[8:9] != b"{":  # a header of 640 bytes looks alike
         raise ValueError(
             f"{path}: expected safetensors, got a pickle (a PyTorch .bin or .pt renamed?), which "
             "may run code when opened"

@@ -21,7 +21,7 @@ class NoTakeOff(RuntimeError):
 class CurriculumConfig:
     """What is easy, what is hard, and how fast one becomes the other."""
 
-    first_strength: float = 0.1  # root mean square of the residual: 20 dB
+    first_strength: float = 0.2  # root mean square of the residual: 14 dB
     last_strength: float = 0.0126  # 38 dB
     read_well: float = 0.9  # smoothed bit accuracy that allows a step harder
     attack_images: int = 60_000  # images read well, from no attack to full attacks
@@ -29,7 +29,7 @@ class CurriculumConfig:
     patience_images: int | None = 100_000  # to leave chance by `take_off_margin`; None: for ever
     take_off_margin: float = 0.04
     sizes: tuple[int, ...] = (32, 64, 128)  # of the crops
-    size_starts: tuple[float, ...] = (0.0, 0.1, 0.4)  # share of the budget
+    size_starts: tuple[float, ...] = (0.0, 0.07, 0.45)  # share of the budget
 
     def __post_init__(self) -> None:
         for name in ("sizes", "size_starts"):
@@ -106,7 +106,7 @@ class Curriculum:
             raise NoTakeOff(
                 f"bit accuracy is {accuracy:.3f} after {self.images} images: the extractor has not "
                 "begun to learn. What helps, in order: a stronger signal at first (first_strength "
-                f"{config.first_strength} -> {min(0.25, 2.5 * config.first_strength):g}), smaller "
+                f"{config.first_strength} -> {min(0.5, 2 * config.first_strength):g}), smaller "
                 "crops (sizes), a larger batch, a learning rate two times lower or higher, fewer "
                 "bits"
             )

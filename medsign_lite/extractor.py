@@ -35,9 +35,9 @@ class ExtractorConfig:
     activation: str = "relu"  # or "gelu" (the published one), which costs as much as a convolution
     residual: bool = True  # add each block's input to its output where shapes agree
     grey: bool = True  # average the colours first
-    embedder_fold: int = 4
+    embedder_fold: int = 8  # the grid of Stable Diffusion's latents: patterns 8 pixels wide
     embedder_norm: str = "batch"
-    embedder_channels: int = 64
+    embedder_channels: int = 128
     embedder_depth: int = 3
     unit_residual: bool = True  # scale every residual to the same root mean square
     whitened: bool = False
@@ -75,7 +75,9 @@ def published_config(bits: int = 48) -> ExtractorConfig:
 class Block(nn.Module):
     """3x3 convolution, normalisation, optional shift by the message, activation, optional skip."""
 
-    def __init__(self, inputs: int, outputs: int, config: ExtractorConfig, *, norm: str, stride: int = 1):
+    def __init__(
+        self, inputs: int, outputs: int, config: ExtractorConfig, *, norm: str, stride: int = 1
+    ):
         super().__init__()
         self.convolution = nn.Conv2d(inputs, outputs, 3, stride, 1)
         self.norm = (

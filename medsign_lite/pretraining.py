@@ -43,6 +43,26 @@ from medsign_lite.metrics import bit_accuracy, psnr
 from medsign_lite.precision import mixed_precision
 
 
+def read_under_attack(
+    extractor: Extractor,
+    image: Tensor,
+    *,
+    strength: float,
+    parts: int = 4,
+    generator: torch.Generator,
+) -> Tensor:
+    """Logits (B, K), float32, of images (B, 3, H, W) around [0, 1] after random attacks.
+
+    The batch is cut into `parts`, each of which meets one attack; a strength of 0 is none.
+    """
+    if strength == 0:
+        return extractor(image).float()
+    attacked = (
+        random_attack(part, generator=generator, strength=strength) for part in image.chunk(parts)
+    )
+    return torch.cat([extractor(part).float() for part in attacked])
+
+
 def pretrain_step(
     embedder: Embedder,
     extractor: Extractor,
@@ -58,19 +78,14 @@ def pretrain_step(
 ) -> tuple[dict[str, float], Tensor]:
     """One optimiser step on images (B, 3, H, W) in [0, 1] and messages (B, K) in {0, 1}.
 
-    The batch is split into `attacks` parts, each of which meets one random attack.
-
     Returns:
         {"loss", "bit_accuracy"} and the logits (B, K), detached.
     """
     with mixed_precision(images.device, precision):
-        marked = embedder.embed(images, messages, strength)
-        logits = []
-        for part in marked.chunk(attacks if attack_strength > 0 else 1):
-            if attack_strength > 0:
-                part = random_attack(part.float(), generator=generator, strength=attack_strength)
-            logits.append(extractor(part))
-    logits = torch.cat(logits).float()
+        marked = embedder.embed(images, messages, strength).float()
+        logits = read_under_attack(
+            extractor, marked, strength=attack_strength, parts=attacks, generator=generator
+        )
     loss = message_loss(logits, messages)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
@@ -212,7 +227,7 @@ def fit(
                 "bit_accuracy": state.bit_accuracy, "learnt_bits": state.learnt_bits,
                 "images_per_second": (state.images - logged_images) / (now - last_log),
             }  # fmt: skip
-            _log(out, record)
+            log_record(out, record)
             bar.update(int(100 * progress) - bar.n)
             bar.set_postfix(bits=state.learnt_bits, accuracy=f"{state.bit_accuracy:.3f}")
             last_log, logged_images = now, state.images
@@ -226,7 +241,7 @@ def fit(
         embedder, extractor, held, strength=state.strength, generator=generator,
         precision=precision,
     )  # fmt: skip
-    _log(out, {"step": step, "minutes": spent / 60, "evaluation": figures})
+    log_record(out, {"step": step, "minutes": spent / 60, "evaluation": figures})
     calibration = train[torch.randperm(len(train), generator=generator)[:4096]]
     whitened = whiten(extractor, (b.to(device).float() / 255 for b in calibration.split(64)))
     details = {**settings, "steps": step, "minutes": spent / 60, "images": state.images,
@@ -235,7 +250,8 @@ def fit(
     return embedder, whitened
 
 
-def _log(out: Path, record: dict) -> None:
+def log_record(out: Path, record: dict) -> None:
+    """Append one JSON line to out/log.jsonl, and print it where no progress bar is shown."""
     with (out / "log.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
     if not sys.stderr.isatty():

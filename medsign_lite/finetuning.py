@@ -1,0 +1,333 @@
+"""Fine-tuning of the VAE decoder into a watermarking decoder (Sec. 2.2, Eq. 2).
+
+    python -m medsign_lite.finetuning --cache FOLDER --extractor FOLDER --pipeline FOLDER \
+        --out FOLDER --modality chest --message 7 --minutes 30
+
+Latents, the original decoder's images and the maps never change, so they are made once
+(`latent_cache.py`) and a step costs one decoder pass and one extractor pass. The message gets in
+first; then, as long as it is still read under attack, the losses that keep the image as it was
+weigh more and more: image quality is bought back with the margin that is left.
+"""
+
+import argparse
+import copy
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from medsign_lite.attacks import PAPER_ATTACKS
+from medsign_lite.checkpoints import load_training_state, save_training_state
+from medsign_lite.curriculum import learning_rate_factor
+from medsign_lite.extractor import Extractor, load_extractor
+from medsign_lite.images import quantise
+from medsign_lite.latent_cache import LatentCache, read_latent_cache
+from medsign_lite.latent_diffusion import copy_decoder, load_pipeline, save_decoder
+from medsign_lite.losses import (
+    LossWeights,
+    chest_weights,
+    fundus_weights,
+    message_loss,
+    preservation_loss,
+    total_variation_loss,
+    weighted_sum,
+)
+from medsign_lite.messages import (
+    check_message,
+    message_from_string,
+    message_to_string,
+    random_message,
+)
+from medsign_lite.metrics import bit_accuracy, psnr, ssim
+from medsign_lite.perceptual import perceptual_loss
+from medsign_lite.precision import PRECISIONS, mixed_precision
+from medsign_lite.pretraining import log_record, read_under_attack
+
+PRESETS = {"chest": chest_weights, "fundus": fundus_weights}
+
+
+def finetune_step(
+    decoder: nn.Module,
+    original: Tensor,
+    latents: Tensor,
+    maps: Tensor,
+    message: Tensor,
+    extractor: Extractor,
+    weights: LossWeights,
+    *,
+    optimiser: torch.optim.Optimizer,
+    perceptual: Callable[[Tensor, Tensor], Tensor],
+    quality: float = 1.0,
+    attack_strength: float = 0.0,
+    attacks: int = 4,
+    temperature: float = 1.0,
+    precision: str = "auto",
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """One optimiser step of Eq. 2.
+
+    Args:
+        decoder: trained; latents (B, C, h, w) to images (B, 3, H, W) around [0, 1].
+        original: (B, 3, H, W) in [0, 1], the original decoder's images of these latents.
+        maps: (B, H, W) in [0, 1], 1 where the pathology is.
+        message: (K,) in {0, 1}, the decoder's own.
+        extractor: frozen, in evaluation mode.
+        quality: factor of the three losses that are not the message's.
+        attack_strength: 0 reads the image as it is; above, each of `attacks` parts of the batch
+            meets one random attack.
+
+    Returns:
+        the four losses, "loss", "bit_accuracy" as read in this step, and the batch's "psnr".
+    """
+    with mixed_precision(latents.device, precision):
+        image = decoder(latents).float()
+        logits = read_under_attack(
+            extractor, image, strength=attack_strength, parts=attacks, generator=generator
+        )
+    losses = {
+        "image": perceptual(image, original),
+        "message": message_loss(logits, message, temperature=temperature),
+        "total_variation": total_variation_loss(image - original),
+        "preservation": preservation_loss(image, original, maps),
+    }
+    losses["loss"] = weighted_sum(losses, weights, quality=quality)
+    optimiser.zero_grad(set_to_none=True)
+    losses["loss"].backward()
+    torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+    optimiser.step()
+    values = {name: float(value.detach()) for name, value in losses.items()}
+    error = float((image.detach() - original).square().mean())
+    return values | {
+        "bit_accuracy": float(bit_accuracy(logits.detach(), message).mean()),
+        "psnr": -10 * math.log10(max(error, 1e-10)),
+    }
+
+
+@torch.no_grad()
+def evaluate(
+    decoder: nn.Module,
+    cache: LatentCache,
+    message: Tensor,
+    extractor: Extractor,
+    *,
+    batch_size: int = 32,
+    precision: str = "auto",
+) -> dict[str, float]:
+    """PSNR, SSIM and bit accuracy per attack of the paper, means over the cache's images.
+
+    Images are rounded to 8 bits before anything is scored, as a saved PNG would be. "finding_psnr"
+    weighs the error with the location map, "elsewhere_psnr" with one minus it; both are over
+    our own map, not an independent one.
+    """
+    rows = []
+    device = next(decoder.parameters()).device
+    for indices in torch.arange(len(cache)).split(batch_size):
+        original, latents, maps = cache.batch(indices, device)
+        with mixed_precision(device, precision):
+            image = decoder(latents).float()
+        image = quantise(image)
+        row = {
+            "psnr": psnr(image, original, data_range=1.0),
+            "ssim": ssim(image, original, data_range=1.0),
+        }
+        squared = (image - original).square().mean(dim=1)  # (B, H, W)
+        for name, share in (("finding_psnr", maps), ("elsewhere_psnr", 1 - maps)):
+            total = share.sum(dim=(1, 2)).clamp(min=1e-6)
+            error = (squared * share).sum(dim=(1, 2)) / total
+            row[name] = -10 * torch.log10(error.clamp(min=1e-10))
+        for name, attack in PAPER_ATTACKS.items():
+            row[name] = bit_accuracy(extractor(attack(image)), message)
+        rows.append(row)
+    return {name: float(torch.cat([row[name] for row in rows]).mean()) for name in rows[0]}
+
+
+def fit(
+    decoder: nn.Module,
+    cache: LatentCache,
+    message: Tensor,
+    extractor: Extractor,
+    weights: LossWeights,
+    out: str | Path,
+    *,
+    perceptual: nn.Module,
+    minutes: float | None = None,
+    steps: int | None = None,
+    batch_size: int = 16,
+    learning_rate: float = 5e-4,
+    first_quality: float = 0.02,
+    last_quality: float = 8.0,
+    quality_growth: float = 0.02,
+    read_well: float = 0.98,
+    attack_strength: float = 1.0,
+    temperature: float = 1.0,
+    average: float = 0.998,
+    held_out: int = 64,
+    seed: int = 0,
+    precision: str = "auto",
+    details: dict | None = None,
+    log_seconds: float = 20.0,
+    save_seconds: float = 120.0,
+) -> nn.Module:
+    """Train until `minutes` or `steps` are spent; resumes what `out` holds.
+
+    Args:
+        decoder: a copy of the original one (`latent_diffusion.copy_decoder`); changed in place.
+        cache: its last `held_out` entries are never trained on.
+        message: (K,) in {0, 1}.
+        extractor: frozen here and left in evaluation mode.
+        first_quality, last_quality, quality_growth: the factor of the image losses. It starts at
+            the first; every step multiplies it by 1 + growth (up to the last) while the smoothed
+            bit accuracy is at least `read_well`, and divides it by as much (down to the first)
+            while it is not.
+        attack_strength: of the random attacks, reached after a tenth of the budget.
+        average: decay of the running average of the weights, which is what is returned and saved.
+        details: recorded with the decoder, for example the pipeline's name.
+
+    Returns:
+        The decoder with averaged weights, in evaluation mode; also saved as `out`/decoder.
+
+    Raises:
+        ValueError: for a message of the wrong length, too few entries, or not exactly one of
+            minutes and steps.
+    """
+    if (minutes is None) == (steps is None):
+        raise ValueError(f"give either minutes or steps, got minutes={minutes}, steps={steps}")
+    if message.ndim != 1:
+        raise ValueError(f"expected one message (K,) per decoder, got {tuple(message.shape)}")
+    check_message(message, extractor.config.bits)
+    if len(cache) <= held_out:
+        raise ValueError(f"{held_out} entries are held out, the cache holds only {len(cache)}")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    device = next(decoder.parameters()).device
+    message = message.to(device)
+    extractor.eval().requires_grad_(False)
+    decoder.train().requires_grad_(True).to(memory_format=torch.channels_last)
+    averaged = copy.deepcopy(decoder)
+    optimiser = torch.optim.AdamW(decoder.parameters(), lr=learning_rate, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(seed)
+    train, test = cache.split(len(cache) - held_out)
+    quality, accuracy, step, spent = first_quality, 0.5, 0, 0.0
+    settings = {
+        "message": message_to_string(message.cpu()), "weights": asdict(weights), "seed": seed,
+        "perceptual": perceptual.name, "batch_size": batch_size, "learning_rate": learning_rate,
+        "attack_strength": attack_strength, "temperature": temperature, "read_well": read_well,
+        "entries": len(cache),
+    }  # fmt: skip
+    saved = load_training_state(out / "training.pt")
+    if saved is not None:
+        if json.loads(saved["settings"]) != settings:
+            raise ValueError(f"{out} holds a run with other settings: {saved['settings']}")
+        decoder.load_state_dict(saved["decoder"])
+        averaged.load_state_dict(saved["averaged"])
+        optimiser.load_state_dict(saved["optimiser"])
+        generator.set_state(saved["generator"])
+        quality, accuracy = saved["quality"], saved["accuracy"]
+        step, spent = saved["step"], saved["seconds"]
+
+    def save() -> None:
+        save_training_state(out / "training.pt", {
+            "settings": json.dumps(settings), "decoder": decoder.state_dict(),
+            "averaged": averaged.state_dict(), "optimiser": optimiser.state_dict(),
+            "generator": generator.get_state(), "quality": quality, "accuracy": accuracy,
+            "step": step, "seconds": spent,
+        })  # fmt: skip
+
+    bar = tqdm(total=100, disable=not sys.stderr.isatty(), unit="%", desc="decoder")
+    clock = last_log = last_save = time.monotonic()
+    while True:
+        progress = step / steps if steps is not None else spent / (60 * minutes)
+        if progress >= 1:
+            break
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * learning_rate_factor(progress)
+        chosen = torch.randint(0, len(train), (batch_size,), generator=generator)
+        original, latents, maps = train.batch(chosen, device)
+        values = finetune_step(
+            decoder, original, latents, maps, message, extractor, weights, optimiser=optimiser,
+            perceptual=perceptual, quality=quality, temperature=temperature, precision=precision,
+            attack_strength=attack_strength * min(1.0, 10 * progress), generator=generator,
+        )  # fmt: skip
+        accuracy += 0.1 * (values["bit_accuracy"] - accuracy)
+        change = 1 + quality_growth if accuracy >= read_well else 1 / (1 + quality_growth)
+        quality = min(max(quality * change, first_quality), last_quality)
+        step += 1
+        decay = min(average, step / (step + 10))
+        for mean, weight in zip(averaged.parameters(), decoder.parameters(), strict=True):
+            mean.detach().lerp_(weight.detach(), 1 - decay)
+        now = time.monotonic()
+        spent, clock = spent + now - clock, now
+        if now - last_log > log_seconds:
+            record = {"step": step, "minutes": spent / 60, "quality": quality,
+                      "smoothed_accuracy": accuracy, **values}  # fmt: skip
+            log_record(out, record)
+            bar.update(int(100 * progress) - bar.n)
+            bar.set_postfix(accuracy=f"{accuracy:.3f}", psnr=f"{values['psnr']:.1f}")
+            last_log = now
+        if now - last_save > save_seconds:
+            save()
+            last_save = now
+    save()
+    bar.close()
+    averaged.eval().requires_grad_(False)
+    figures = evaluate(averaged, test, message, extractor, precision=precision)
+    log_record(out, {"step": step, "minutes": spent / 60, "evaluation": figures})
+    config = {**settings, "steps": step, "minutes": spent / 60,
+              "quality": quality, "evaluation": figures, **(details or {})}
+    save_decoder(out / "decoder", averaged, config)
+    return averaged
+
+
+def read_message(text: str, *, bits: int) -> Tensor:
+    """A message (K,) from its bits, or, if `text` is a shorter number, drawn from that seed."""
+    if text.isdecimal() and len(text) < min(bits, 16):
+        return random_message(bits, generator=torch.Generator().manual_seed(int(text)))
+    return message_from_string(text, bits=bits)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Fine-tune a decoder to write one message.")
+    parser.add_argument("--cache", required=True, help="folder with latents, maps and prompts")
+    parser.add_argument("--extractor", required=True, help="folder of a whitened extractor")
+    parser.add_argument("--pipeline", required=True, help="diffusers folder of the original")
+    parser.add_argument("--out", required=True, help="run folder; an interrupted run resumes")
+    parser.add_argument("--message", default="0", help="the bits, or a seed to draw them from")
+    parser.add_argument("--modality", required=True, choices=sorted(PRESETS))
+    parser.add_argument("--minutes", type=float, help="training time in all")
+    parser.add_argument("--steps", type=int, help="instead of a time")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--read-well", type=float, default=0.98, help="accuracy to keep")
+    parser.add_argument("--preservation", type=float, help="another weight of that loss")
+    parser.add_argument("--perceptual-weights", help="published Watson-VGG .pth; else a stand-in")
+    parser.add_argument("--limit", type=int, help="entries of the cache to use at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS)
+    options = parser.parse_args(arguments)
+    extractor = load_extractor(options.extractor, device=options.device)
+    message = read_message(options.message, bits=extractor.config.bits)
+    weights = PRESETS[options.modality]()
+    if options.preservation is not None:
+        weights = replace(weights, preservation=options.preservation)
+    vae = load_pipeline(options.pipeline, device=options.device).vae
+    decoder = copy_decoder(vae)
+    cache = read_latent_cache(options.cache, decoder.eval(), limit=options.limit)
+    fit(
+        decoder, cache, message, extractor, weights, options.out,
+        perceptual=perceptual_loss(options.perceptual_weights).to(options.device),
+        minutes=options.minutes, steps=options.steps, batch_size=options.batch_size,
+        learning_rate=options.learning_rate, read_well=options.read_well, seed=options.seed,
+        precision=options.precision, details={"modality": options.modality},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""What stays the same while a decoder is fine-tuned: latents, pathology maps, original images.
+
+On disk a folder holds `cache.safetensors` with `latents` (N, C, h, w) and `maps` (N, H, W), both
+in half precision, maps at the latents' or the images' resolution, and `prompts.json`. The
+original decoder's images are made from the latents when the cache is read.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medsign_lite.files import whole_file
+from medsign_lite.images import to_bytes
+
+TENSORS = "cache.safetensors"
+PROMPTS = "prompts.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentCache:
+    """N entries, on the CPU.
+
+    latents: (N, C, h, w), scaled as the U-Net sees them. maps: (N, h, w) or (N, H, W) in [0, 1].
+    originals: (N, 3, H, W) uint8, the original decoder's images as a PNG would hold them.
+    prompts: N texts.
+    """
+
+    latents: Tensor
+    maps: Tensor
+    originals: Tensor
+    prompts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        counts = {name: len(value) for name, value in vars(self).items()}
+        if len(set(counts.values())) != 1:
+            raise ValueError(f"expected as many of each, got {counts}")
+        if self.latents.ndim != 4 or self.maps.ndim != 3 or self.originals.ndim != 4:
+            raise ValueError(
+                "expected latents (N, C, h, w), maps (N, H, W) and originals (N, 3, H, W), got "
+                f"{tuple(self.latents.shape)}, {tuple(self.maps.shape)} and "
+                f"{tuple(self.originals.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def split(self, count: int) -> tuple["LatentCache", "LatentCache"]:
+        """The first `count` entries and the rest; nothing is copied."""
+        first = {name: value[:count] for name, value in vars(self).items()}
+        rest = {name: value[count:] for name, value in vars(self).items()}
+        return LatentCache(**first), LatentCache(**rest)
+
+    def batch(
+        self, indices: Tensor, device: str | torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Originals (B, 3, H, W) in [0, 1], latents (B, C, h, w), maps (B, H, W), float32."""
+        originals = self.originals[indices].to(device).float() / 255
+        maps = self.maps[indices].to(device).float()
+        if maps.shape[-2:] != originals.shape[-2:]:
+            size = originals.shape[-2:]
+            maps = F.interpolate(maps[:, None], size=size, mode="bilinear")[:, 0]
+        return originals, self.latents[indices].to(device).float(), maps.clamp(0, 1)
+
+
+def write_latent_cache(
+    folder: str | Path, latents: Tensor, maps: Tensor, prompts: list[str]
+) -> Path:
+    """Write latents (N, C, h, w), maps (N, H, W) in [0, 1] and N prompts."""
+    folder = Path(folder)
+    if not len(latents) == len(maps) == len(prompts):
+        raise ValueError(
+            "expected a map and a prompt for each entry of the latents, got "
+            f"{len(latents)} latents, {len(maps)} maps and {len(prompts)} prompts"
+        )
+    tensors = {
+        name: value.detach().to("cpu", torch.float16).contiguous()
+        for name, value in (("latents", latents), ("maps", maps))
+    }
+    with whole_file(folder / PROMPTS) as texts, whole_file(folder / TENSORS) as data:
+        texts.write((json.dumps(prompts, indent=0, ensure_ascii=False) + "\n").encode())
+        data.write(to_safetensors(tensors))
+    return folder
+
+
+@torch.no_grad()
+def read_latent_cache(
+    folder: str | Path, decoder: nn.Module, *, batch_size: int = 32, limit: int | None = None
+) -> LatentCache:
+    """Read a cache and decode its latents with the original decoder.
+
+    Raises:
+        FileNotFoundError: if one of the two files is missing.
+        ValueError: if it is truncated, lacks a tensor, or its parts disagree in number.
+    """
+    folder = Path(folder)
+    for name in (TENSORS, PROMPTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"latent cache {folder}: {name} is missing")
+    try:
+        tensors = load_file(folder / TENSORS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / TENSORS} is truncated or damaged: {error}") from error
+    if set(tensors) != {"latents", "maps"}:
+        raise ValueError(
+            f"{folder / TENSORS}: expected latents and maps, got {', '.join(sorted(tensors))}"
+        )
+    prompts = json.loads((folder / PROMPTS).read_text(encoding="utf-8"))
+    device = next(decoder.parameters()).device
+    latents = tensors["latents"][:limit]
+    originals = torch.cat([
+        to_bytes(decoder(part.to(device).float())).permute(0, 3, 1, 2)
+        for part in latents.split(batch_size)
+    ])
+    return LatentCache(
+        latents=latents, maps=tensors["maps"][:limit], originals=originals,
+        prompts=tuple(prompts[:limit]),
+    )  # fmt: skip
