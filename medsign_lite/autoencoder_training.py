@@ -27,6 +27,7 @@ from medsign_lite.image_stack import read_image_stack
 from medsign_lite.precision import mixed_precision
 
 CROP = 64  # side of the training crops, half of the image's
+SAVE_SECONDS = 120  # between saved states
 
 
 def build_autoencoder(*, channels: tuple[int, ...] = (32, 64, 96, 128)) -> AutoencoderKL:
@@ -43,18 +44,21 @@ def build_autoencoder(*, channels: tuple[int, ...] = (32, 64, 96, 128)) -> Autoe
     )
 
 
-def autoencoder_loss(vae: AutoencoderKL, image: Tensor, *, kl_weight: float = 1e-6) -> dict:
+def autoencoder_loss(
+    vae: AutoencoderKL, image: Tensor, *, generator: torch.Generator, kl_weight: float = 1e-6
+) -> dict:
     """Squared error of the reconstruction plus the latents' KL divergence.
 
     Args:
         image: (B, 3, H, W) in [-1, 1].
+        generator: draws the latents from their distribution, on the CPU.
         kl_weight: of the mean divergence per latent number.
 
     Returns:
         ``loss`` (scalar, differentiable) and ``psnr`` in dB, of the mean squared error.
     """
     posterior = vae.encode(image).latent_dist
-    reconstruction = vae.decode(posterior.sample()).sample
+    reconstruction = vae.decode(posterior.sample(generator)).sample
     squared_error = F.mse_loss(reconstruction.float(), image)
     divergence = posterior.kl().mean() / posterior.mean[0].numel()
     # Range 2, hence the 4: [-1, 1] against the [0, 1] of every reported figure.
@@ -148,7 +152,7 @@ def fit_autoencoder(
         crop = CROP if budget.progress < whole_images_from else images.shape[-1]
         image = _crops(images, batch if crop == CROP else batch // 2, crop, generator)
         with mixed_precision(device):
-            result = autoencoder_loss(vae, image.to(device, **layout))
+            result = autoencoder_loss(vae, image.to(device, **layout), generator=generator)
         optimiser.zero_grad(set_to_none=True)
         result["loss"].backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -159,7 +163,7 @@ def fit_autoencoder(
             psnr = reconstruction_psnr(average, held_out[:16]).mean().item()
             row = {"psnr": result["psnr"], "held_out_psnr": psnr, "crop": crop}
             log_row(folder, budget, row)
-        if time.monotonic() - last_save > 120:
+        if time.monotonic() - last_save > SAVE_SECONDS:
             save()
             last_save = time.monotonic()
     save()

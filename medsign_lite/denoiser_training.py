@@ -11,10 +11,11 @@ are for CLIP, and CAS has something to choose from.
 
 import argparse
 import copy
-import json
 import math
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -35,47 +36,76 @@ from medsign_lite.data import read_manifest
 from medsign_lite.image_stack import read_image_stack
 from medsign_lite.precision import mixed_precision
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+SAVE_SECONDS = 180  # between saved states
 
 
 def learn_tokenizer(
     reports: Sequence[str], *, merges: int = 350, longest: int = 7, length: int = 77
 ) -> CLIPTokenizer:
-    """Learn CLIP's kind of byte-pair encoding from reports.
+    """Learn CLIP's byte-pair encoding (Sennrich et al., ACL 2016) from reports.
+
+    The same reports give the same tokenizer, which a run that resumes relies on; the trainers of
+    the usual library break ties by chance.
 
     Args:
-        merges: at most so many pairs are merged.
+        merges: pairs of tokens to merge at most, the most frequent first.
         longest: characters of a token at most, so that long words stay several tokens.
         length: tokens of a prompt, padding included; the rest is cut off.
     """
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
-    bpe.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    words = Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(words, behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=514 + merges,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        end_of_word_suffix="</w>",
-        max_token_length=longest,
-        show_progress=False,
-    )
-    bpe.train_from_iterator(reports, trainer)
-    model = json.loads(bpe.to_str())["model"]
-    learnt = sorted(model["vocab"], key=model["vocab"].get)
-    # Every byte also as the end of a word, so that no word of a user's prompt is unknown.
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    missing = [byte + "</w>" for byte in alphabet if byte + "</w>" not in model["vocab"]]
-    vocabulary = {token: i for i, token in enumerate([*learnt, *missing, START, END])}
+    # Every byte, within a word and at its end, so that no word of a user's prompt is unknown.
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = [*letters, *(letter + WORD_END for letter in letters)]
+    backend = _clip_tokenizer(alphabet, [], length).backend_tokenizer
+    words = Counter()
+    for report, count in Counter(reports).items():
+        normalised = backend.normalizer.normalize_str(report)
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalised):
+            words[word] += count
+    learnt = learn_merges(words, merges=merges, longest=longest)
+    return _clip_tokenizer([*alphabet, *map("".join, learnt)], learnt, length)
+
+
+def learn_merges(words: Mapping[str, int], *, merges: int, longest: int) -> list[tuple[str, str]]:
+    """The most frequent pairs of neighbouring tokens, merged one after another.
+
+    Args:
+        words: how often each word occurs.
+        merges, longest: as in `learn_tokenizer`; ties go to the pair first in the alphabet.
+
+    >>> learn_merges({"edema": 3, "edge": 1}, merges=2, longest=7)
+    [('e', 'd'), ('ed', 'e')]
+    """
+    pieces = {word: [*word[:-1], word[-1] + WORD_END] for word in words}
+    learnt = []
+    for _ in range(merges):
+        pairs = Counter()
+        for word, tokens in pieces.items():
+            for pair in pairwise(tokens):
+                pairs[pair] += words[word]
+        allowed = [p for p in pairs if len("".join(p).removesuffix(WORD_END)) <= longest]
+        if not allowed:
+            break
+        best = min(allowed, key=lambda pair: (-pairs[pair], pair))
+        learnt.append(best)
+        for word, tokens in pieces.items():
+            pieces[word] = _merged(tokens, best)
+    return learnt
+
+
+def _merged(tokens: list[str], pair: tuple[str, str]) -> list[str]:
+    merged, i = [], 0
+    while i < len(tokens):
+        together = tuple(tokens[i : i + 2]) == pair
+        merged.append("".join(pair) if together else tokens[i])
+        i += 2 if together else 1
+    return merged
+
+
+def _clip_tokenizer(tokens: list[str], merges: list[tuple[str, str]], length: int) -> CLIPTokenizer:
     return CLIPTokenizer(
-        vocab=vocabulary,
-        merges=[tuple(pair) for pair in model["merges"]],
+        vocab={token: i for i, token in enumerate([*tokens, START, END])},
+        merges=merges,
         model_max_length=length,
         bos_token=START,
         eos_token=END,
@@ -253,7 +283,7 @@ def fit_denoiser(
         mean_loss = 0.98 * mean_loss + 0.02 * loss.item()
         if budget.step % log_every == 0:
             log_row(folder, budget, {"loss": mean_loss})
-        if time.monotonic() - last_save > 180:
+        if time.monotonic() - last_save > SAVE_SECONDS:
             save()
             last_save = time.monotonic()
     save()

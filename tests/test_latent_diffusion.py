@@ -1,0 +1,193 @@
+"""The diffusers boundary: ranges, scaling, seeds, and decoders that can be swapped."""
+
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+
+from medsign_lite.latent_diffusion import (
+    LatentDecoder,
+    copy_decoder,
+    decode,
+    encode,
+    freeze,
+    image_size,
+    install,
+    load_decoder,
+    load_pipeline,
+    sample,
+    save_decoder,
+    scale_factor,
+)
+from tests.tiny_pipeline import tiny_pipeline, tiny_unet
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def folder(pipeline, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def tiny_autoencoder() -> AutoencoderTiny:
+    torch.manual_seed(0)
+    widths = {"encoder_block_out_channels": (4, 4, 4), "decoder_block_out_channels": (4, 4, 4)}
+    blocks = {"num_encoder_blocks": (1, 1, 1), "num_decoder_blocks": (1, 1, 1)}
+    return AutoencoderTiny(**widths, **blocks, latent_channels=4).eval()
+
+
+def test_decode_is_the_autoencoders_own_in_unit_range(pipeline):
+    latents = torch.randn(3, 4, 8, 8)
+    scaled = latents * pipeline.vae.config.scaling_factor
+    with torch.no_grad():
+        expected = pipeline.vae.decode(latents).sample / 2 + 0.5
+    torch.testing.assert_close(decode(pipeline.vae, scaled, batch=2), expected)
+
+
+def test_encode_is_the_scaled_mean(pipeline):
+    image = torch.rand(3, 3, 16, 24)
+    with torch.no_grad():
+        mean = pipeline.vae.encode(2 * image - 1).latent_dist.mean
+    expected = mean * pipeline.vae.config.scaling_factor
+    torch.testing.assert_close(encode(pipeline.vae, image, batch=2), expected)
+    assert expected.shape == (3, 4, 8, 12)
+
+
+def test_tiny_autoencoder_has_its_own_scaling():
+    vae = tiny_autoencoder()
+    image = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        latents = vae.encode(2 * image - 1).latents
+        expected = vae.decode(latents).sample / 2 + 0.5
+    assert scale_factor(vae) == 4
+    torch.testing.assert_close(encode(vae, image), latents)  # its factor is one
+    torch.testing.assert_close(decode(vae, latents), expected)
+
+
+def test_encode_refuses_sides_that_do_not_divide(pipeline):
+    with pytest.raises(ValueError, match=r"divisible by 2, got \(15, 16\)"):
+        encode(pipeline.vae, torch.rand(1, 3, 15, 16))
+
+
+def test_shift_factor_is_undone():
+    vae = tiny_pipeline().vae
+    vae.register_to_config(shift_factor=0.5, scaling_factor=2.0)
+    latents = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        expected = vae.decode(latents / 2 + 0.5).sample / 2 + 0.5
+    torch.testing.assert_close(decode(vae, latents), expected)
+
+
+def test_sample_depends_on_its_own_seed_only(pipeline):
+    both = sample(pipeline, ["edema", "effusion"], seeds=[3, 4], steps=2)
+    alone = sample(pipeline, ["effusion"], seeds=[4], steps=2)
+    assert both.shape == (2, 4, 16, 16)
+    torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-5)
+    other = sample(pipeline, ["effusion"], seeds=[5], steps=2)
+    assert not torch.allclose(alone, other, atol=1e-2)
+
+
+def test_sample_without_guidance_is_the_conditional_model(pipeline):
+    plain = sample(pipeline, ["edema"], seeds=[0], steps=2, guidance=1.0)
+    guided = sample(pipeline, ["edema"], seeds=[0], steps=2, guidance=5.0)
+    assert not torch.allclose(plain, guided, atol=1e-3)
+
+
+def test_sample_of_another_shape(pipeline):
+    assert sample(pipeline, ["edema"], seeds=[0], steps=1, size=(16, 40)).shape == (1, 4, 8, 20)
+    assert image_size(pipeline) == (32, 32)
+
+
+def test_sample_refuses_a_missing_seed(pipeline):
+    with pytest.raises(ValueError, match="2 prompts, 1 seeds"):
+        sample(pipeline, ["edema", "effusion"], seeds=[0])
+
+
+def test_copied_decoder_is_independent(pipeline):
+    decoder = copy_decoder(pipeline.vae)
+    before = decode(pipeline.vae, torch.ones(1, 4, 8, 8))
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(0.1)
+    assert torch.equal(decode(pipeline.vae, torch.ones(1, 4, 8, 8)), before)
+    assert all(parameter.requires_grad for parameter in decoder.parameters())
+
+
+def test_decoder_passes_gradients_beyond_the_unit_range(pipeline):
+    latents = torch.full((1, 4, 4, 4), 50.0, requires_grad=True)
+    LatentDecoder(pipeline.vae)(latents).sum().backward()
+    assert latents.grad.abs().sum() > 0
+
+
+def test_installed_decoder_draws_and_leaves_the_pipeline_alone(pipeline):
+    decoder = copy_decoder(pipeline.vae)
+    with torch.no_grad():
+        decoder.decoder.conv_out.bias.add_(0.5)  # a quarter brighter in [0, 1]
+    marked = install(decoder, pipeline)
+    latents = torch.randn(1, 4, 16, 16)
+    torch.testing.assert_close(decode(marked.vae, latents), decode(pipeline.vae, latents) + 0.25)
+    assert marked.unet is pipeline.unet
+
+
+def test_decoder_round_trip_on_disk(pipeline, tmp_path):
+    decoder = freeze(copy_decoder(pipeline.vae))
+    save_decoder(tmp_path, decoder, {"message": "01"}, dtype=None)
+    loaded, config = load_decoder(tmp_path, pipeline.vae)
+    latents = torch.randn(1, 4, 8, 8)
+    assert torch.equal(decode(loaded, latents), decode(decoder, latents))
+    assert config["message"] == "01" and not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_decoder_of_another_autoencoder_is_refused(pipeline, tmp_path):
+    save_decoder(tmp_path, copy_decoder(tiny_autoencoder()), {}, dtype=None)
+    with pytest.raises(ValueError, match="another architecture"):
+        load_decoder(tmp_path, pipeline.vae)
+
+
+def test_pipeline_folder_round_trip(pipeline, folder):
+    loaded = load_pipeline(folder)
+    assert not any(p.requires_grad for p in loaded.unet.parameters())
+    assert torch.equal(
+        sample(loaded, ["edema"], seeds=[1], steps=2),
+        sample(pipeline, ["edema"], seeds=[1], steps=2),
+    )
+
+
+def test_pipeline_with_another_unet(folder, tmp_path):
+    unet = tiny_unet()
+    with torch.no_grad():
+        unet.conv_out.bias.add_(1.0)
+    unet.save_pretrained(tmp_path / "unet")
+    loaded = load_pipeline(folder, unet=tmp_path / "unet")
+    torch.testing.assert_close(loaded.unet.conv_out.bias, unet.conv_out.bias)
+
+
+def test_pipeline_missing_or_unfit_is_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"found no .*model_index\.json"):
+        load_pipeline(tmp_path)
+    tiny_unet(cross_attention_dim=8).save_pretrained(tmp_path / "narrow")
+    with pytest.raises(ValueError, match="takes text of width 8, the text encoder makes 16"):
+        load_pipeline(folder, unet=tmp_path / "narrow")
+    tiny_unet(in_channels=5).save_pretrained(tmp_path / "deep")
+    with pytest.raises(ValueError, match="takes 5 latent channels, the autoencoder makes 4"):
+        load_pipeline(folder, unet=tmp_path / "deep")
+
+
+def test_pickled_weights_that_run_code_are_refused(folder, tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harmed"), "w"))
+
+    broken = tmp_path / "pipeline"
+    shutil.copytree(folder, broken)
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"conv_in.weight": Harm()}, broken / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(Exception, match="(?i)weights_only|unable to load|safetensors"):
+        load_pipeline(broken)
+    assert not (tmp_path / "harmed").exists()
