@@ -56,6 +56,7 @@ class Curriculum:
     attack_strength: float = 0.0
     strength: float = 0.0
     taken_off: bool = False
+    has_read_well: bool = False
     accuracy: list[float] = field(default_factory=list)  # smoothed, per bit
 
     def __post_init__(self) -> None:
@@ -73,6 +74,8 @@ class Curriculum:
 
     def size(self, progress: float) -> int:
         """Side of the crops at this share of the budget."""
+        if not self.has_read_well and progress < self.config.size_latest:
+            return self.config.sizes[0]
         stages = zip(self.config.sizes, self.config.size_starts, strict=True)
         return [size for size, start in stages if start <= progress][-1]
 
@@ -93,6 +96,7 @@ class Curriculum:
         accuracy = self.bit_accuracy
         self.taken_off = self.taken_off or accuracy > 0.5 + config.take_off_margin
         if accuracy > config.read_well:
+            self.has_read_well = True
             ratio = math.log(config.last_strength / config.first_strength)
             self.strength *= math.exp(ratio * batch / config.strength_images)
             self.strength = max(self.strength, config.last_strength)

@@ -74,8 +74,17 @@ def test_curriculum_resumes_from_plain_values():
 
 
 def test_crop_sizes_follow_the_budget():
-    curriculum = Curriculum(CurriculumConfig(sizes=(32, 64), size_starts=(0.0, 0.5)), bits=4)
+    config = CurriculumConfig(sizes=(32, 64), size_starts=(0.0, 0.5))
+    curriculum = Curriculum(config, bits=4, has_read_well=True)
     assert [curriculum.size(p) for p in (0.0, 0.49, 0.5, 1.0)] == [32, 32, 64, 64]
+
+
+def test_crops_stay_small_until_they_are_read_well():
+    config = CurriculumConfig(sizes=(32, 64), size_starts=(0.0, 0.1), size_latest=0.4)
+    curriculum = Curriculum(config, bits=4)
+    assert [curriculum.size(p) for p in (0.2, 0.39, 0.4)] == [32, 32, 64]
+    feed(curriculum, 1.0, 200)
+    assert curriculum.size(0.2) == 64
 
 
 @pytest.mark.parametrize(
