@@ -59,6 +59,7 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         freeze(part)
+    pipeline.text_encoder.float()  # diffusers' parts are, transformers keeps the file's precision
     return pipeline.to(device) if dtype == torch.float32 else pipeline.to(device, dtype)
 
 
