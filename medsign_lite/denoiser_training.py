@@ -26,6 +26,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -34,6 +36,7 @@ from medsign_lite.averaging import update_average
 from medsign_lite.budgets import Budget, log_row
 from medsign_lite.checkpoints import load_training_state, save_training_state
 from medsign_lite.data import read_manifest
+from medsign_lite.files import whole_file
 from medsign_lite.image_stack import read_image_stack
 from medsign_lite.precision import mixed_precision
 
@@ -341,7 +344,17 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     vae = AutoencoderKL.from_pretrained(options.autoencoder).eval()
     records = [r for r in read_manifest(options.data, check_files=False) if r.split == "train"]
-    latents = encode_images(vae.to(options.device), read_image_stack(options.data, split="train"))
+    kept = options.out / "latents.safetensors"  # a resumed run need not encode again
+    if not kept.is_file():
+        images = read_image_stack(options.data, split="train")
+        latents = encode_images(vae.to(options.device), images)
+        with whole_file(kept) as file:
+            file.write(to_safetensors({"latents": latents}))
+    latents = load_file(kept)["latents"]
+    if len(latents) != len(records):
+        raise ValueError(
+            f"{kept} holds {len(latents)} latents, {options.data} {len(records)} images"
+        )
     fit_denoiser(
         latents,
         [record.report for record in records],
