@@ -8,7 +8,7 @@ change while it runs: they are made once, from the reports of a manifest, and ke
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -51,6 +51,7 @@ def sample_with_maps(
     guidance: float = 3.0,
     batch: int = 32,
     select: str = "cas",
+    cas: Mapping | None = None,
     scale: str | None = "literal",
     progress: bool = True,
 ) -> Path:
@@ -60,7 +61,7 @@ def sample_with_maps(
         pipeline: a `StableDiffusionPipeline`.
         prompts, words, seeds: N of each; an image without words has a map of zeros.
         folder: holds the finished parts while it runs, a latent cache at the end.
-        select, scale: as in `pathology_map`.
+        select, cas, scale: as in `pathology_map`.
 
     Returns:
         The folder, to be read by `read_latent_cache`.
@@ -95,6 +96,7 @@ def sample_with_maps(
             steps=steps,
             guidance=guidance,
             select=select,
+            cas=cas,
             scale=scale,
         )
         part = {"latents": result.latents.half().cpu(), "maps": result.maps.half()}

@@ -1,0 +1,104 @@
+"""The stages of the shipped weights: their order, what each is given, and what is not repeated."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medsign_lite import bundle
+
+ORDER = [
+    *("autoencoder", "denoiser", "classifier", "segmenter", "extractor"),
+    *("cache_chest", "cache_fundus", "decoder_chest", "decoder_fundus"),
+]
+MODULES = (
+    *("autoencoder_training", "denoiser_training", "judges"),
+    *("pretraining", "sample_cache", "finetuning"),
+)
+# What each command leaves in its folder, as the next one expects it.
+MADE = {
+    "autoencoder": "vae/config.json",
+    "denoiser": "pipeline/model_index.json",
+    "extractor": "extractor/model.safetensors",
+    "decoder_chest": "decoder/model.safetensors",
+    "decoder_fundus": "decoder/model.safetensors",
+    "cache_chest": "cache.safetensors",
+    "cache_fundus": "cache.safetensors",
+}
+
+
+@pytest.fixture
+def commands(monkeypatch, tmp_path):
+    """Each training replaced by one that notes its arguments and leaves the expected files."""
+    given = {}
+
+    def note(arguments):
+        out = Path(arguments[arguments.index("--out") + 1])
+        for option in ("--autoencoder", "--cache", "--extractor", "--pipeline"):
+            if option in arguments:
+                needed = Path(arguments[arguments.index(option) + 1])
+                assert needed.is_dir() and any(needed.iterdir()), f"{out.name} lacks {needed}"
+        given[out.name] = arguments
+        for name in [MADE[out.name]] if out.name in MADE else ["model.safetensors", "config.json"]:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text(out.name)
+        (out / "log.jsonl").write_text(json.dumps({"loss": 1.0}) + "\n" + json.dumps({"psnr": 34}))
+
+    for module in MODULES:
+        monkeypatch.setattr(getattr(bundle, module), "main", note)
+    options = ["--data", "phantoms", "--work", str(tmp_path / "work")]
+    return given, [*options, "--out", str(tmp_path / "weights"), "--device", "cpu"]
+
+
+def test_every_stage_runs_once_in_order(commands, tmp_path, capsys):
+    given, options = commands
+    bundle.main(options)
+    assert list(given) == ORDER
+    shipped = {path.name for path in (tmp_path / "weights").iterdir()}
+    expected = {"pipeline", "extractor", "decoder_chest", "decoder_fundus"}
+    assert shipped == expected | {"classifier", "segmenter"}
+    given.clear()
+    capsys.readouterr()
+    bundle.main(options)
+    assert not given and capsys.readouterr().out.count("already at") == len(ORDER)
+
+
+def test_only_and_share(commands, tmp_path):
+    given, options = commands
+    bundle.main([*options, "--only", "classifier", "--share", "0.5"])
+    assert list(given) == ["classifier"]
+    minutes = given["classifier"][given["classifier"].index("--minutes") + 1]
+    assert float(minutes) == bundle.MINUTES["cpu"]["classifier"] / 2
+    result = json.loads((tmp_path / "work" / "classifier.json").read_text())
+    assert result["values"] == {"psnr": 34}
+
+
+def test_the_two_decoders_carry_different_messages(commands):
+    given, options = commands
+    bundle.main(options)
+    messages = [
+        given[name][given[name].index("--message") + 1] for name in ORDER if "decoder" in name
+    ]
+    assert len(set(messages)) == 2
+
+
+def test_unfinished_copy_is_never_found(commands, tmp_path, monkeypatch):
+    given, options = commands
+
+    def fails(source, target):
+        Path(target).mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bundle.shutil, "copytree", fails)
+        with pytest.raises(KeyboardInterrupt):
+            bundle.main([*options, "--only", "extractor"])
+    assert not (tmp_path / "weights" / "extractor").exists()
+    bundle.main([*options, "--only", "extractor"])
+    assert (tmp_path / "weights" / "extractor" / "model.safetensors").is_file()
+
+
+def test_unknown_stage_is_refused(commands, capsys):
+    with pytest.raises(SystemExit):
+        bundle.main([*commands[1], "--only", "tokenizer"])
+    assert "unknown stages ['tokenizer']" in capsys.readouterr().err
