@@ -159,6 +159,15 @@ def test_pipeline_folder_round_trip(pipeline, folder):
     )
 
 
+def test_pipeline_stored_in_half_precision_is_float_in_memory(tmp_path):
+    """transformers would keep the text encoder in half, and its first matrix product would fail."""
+    tiny_pipeline().to(torch.float16).save_pretrained(tmp_path)
+    loaded = load_pipeline(tmp_path)
+    parts = (loaded.unet, loaded.vae, loaded.text_encoder)
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
+    assert sample(loaded, ["edema"], seeds=[1], steps=2).isfinite().all()
+
+
 def test_pipeline_with_another_unet(folder, tmp_path):
     unet = tiny_unet()
     with torch.no_grad():
