@@ -1,0 +1,223 @@
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from medsign_lite.checkpoints import load_checkpoint
+from medsign_lite.extractor import Extractor, ExtractorConfig, save_extractor, whiten
+from medsign_lite.finetuning import evaluate, finetune_step, fit, main, read_message
+from medsign_lite.latent_cache import LatentCache, write_latent_cache
+from medsign_lite.latent_diffusion import copy_decoder, decode, load_decoder
+from medsign_lite.losses import LossWeights, chest_weights
+from medsign_lite.messages import random_message
+from medsign_lite.perceptual import perceptual_loss
+from tests.tiny_pipeline import tiny_pipeline
+
+WEIGHTS = LossWeights(image=0.1, message=1, total_variation=0.1, preservation=1)
+MESSAGE = torch.tensor([1.0, 0.0, 1.0, 1.0])
+
+
+def tiny_vae():
+    torch.manual_seed(1)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).requires_grad_(False)  # fmt: skip
+    vae.decoder.conv_out.weight *= 0.3  # images well inside [0, 1]
+    return vae
+
+
+def tiny_extractor(norm="batch"):
+    torch.manual_seed(2)
+    extractor = Extractor(ExtractorConfig(
+        bits=4, channels=16, stages=(1, 1), width=32, norm=norm, embedder_channels=16))  # fmt: skip
+    generator = torch.Generator().manual_seed(3)
+    images = [torch.rand(16, 3, 32, 32, generator=generator) for _ in range(2)]
+    return whiten(extractor, images)
+
+
+def tiny_cache(vae, count=12):
+    generator = torch.Generator().manual_seed(4)
+    latents = torch.randn(count, 4, 16, 16, generator=generator)
+    maps = torch.zeros(count, 16, 16)
+    maps[:, :8] = 1  # the upper half is the pathology
+    originals = (255 * decode(vae, latents).clamp(0, 1)).round().to(torch.uint8)
+    return LatentCache(
+        latents=latents, maps=maps, originals=originals, prompts=("no finding",) * count
+    )
+
+
+def run(decoder, extractor, cache, steps, **options):
+    decoder.train()
+    optimiser = torch.optim.AdamW(decoder.parameters(), lr=options.pop("learning_rate", 5e-3))
+    original, latents, maps = cache.batch(torch.arange(4), "cpu")
+    settings = {"weights": WEIGHTS, "perceptual": perceptual_loss(), "precision": "float32",
+                "generator": torch.Generator().manual_seed(0)} | options  # fmt: skip
+    message, weights = settings.pop("message", MESSAGE), settings.pop("weights")
+    return [
+        finetune_step(decoder, original, latents, maps, message, extractor, weights,
+                      optimiser=optimiser, **settings)
+        for _ in range(steps)
+    ]  # fmt: skip
+
+
+def test_finetune_step_writes_the_message_and_moves_nothing_else():
+    vae, extractor = tiny_vae(), tiny_extractor().requires_grad_(False)
+    kept = {name: w.clone() for name, w in {**vae.state_dict(), **extractor.state_dict()}.items()}
+    decoder, cache = copy_decoder(vae), tiny_cache(vae)
+    message = 1 - (extractor(cache.batch(torch.arange(8), "cpu")[0]).mean(dim=0) > 0).float()
+    history = run(decoder, extractor, cache, 40, message=message, quality=0.01)
+    assert history[0]["bit_accuracy"] < 0.5  # the message is what the originals do not say
+    assert history[-1]["bit_accuracy"] > 0.95
+    assert history[-1]["message"] < 0.5 * history[0]["message"]
+    after = {**vae.state_dict(), **extractor.state_dict()}
+    assert all(torch.equal(kept[name], after[name]) for name in kept)
+    assert all(p.grad is None for p in extractor.parameters())
+
+
+def test_finetune_step_first_losses_are_those_of_the_original():
+    """Before any step the decoder is the original but for rounding: no image loss, PSNR ~ 59 dB."""
+    vae = tiny_vae()
+    cache = tiny_cache(vae)
+    assert cache.originals.float().std() > 5  # not a flat image
+    first = run(copy_decoder(vae), tiny_extractor(), cache, 1)[0]
+    assert first["preservation"] < 1e-5
+    assert first["psnr"] > 50
+    expected = WEIGHTS.message * first["message"] + sum(
+        getattr(WEIGHTS, name) * first[name]
+        for name in ("image", "total_variation", "preservation")
+    )
+    assert first["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_preservation_keeps_the_mark_out_of_the_pathology():
+    vae, extractor = tiny_vae(), tiny_extractor()
+    cache = tiny_cache(vae)
+    gaps = {}
+    for preservation in (0, 3000):
+        decoder = copy_decoder(vae)
+        weights = LossWeights(image=0.01, message=1, total_variation=0, preservation=preservation)
+        run(decoder, extractor, cache, 30, weights=weights)
+        scores = evaluate(decoder, cache, MESSAGE, extractor, precision="float32")
+        gaps[preservation] = scores["finding_psnr"] - scores["elsewhere_psnr"]
+    assert gaps[3000] > gaps[0] + 3  # dB
+
+
+def test_evaluate_scores_quality_and_every_attack():
+    vae, extractor = tiny_vae(), tiny_extractor()
+    scores = evaluate(copy_decoder(vae), tiny_cache(vae), MESSAGE, extractor, precision="float32")
+    assert list(scores) == [
+        "psnr", "ssim", "finding_psnr", "elsewhere_psnr",
+        "none", "brightness", "crop", "jpeg", "rotation", "resize",
+    ]  # fmt: skip
+    assert scores["psnr"] > 60 and scores["ssim"] > 0.999  # the original against itself
+
+
+SETTINGS = {"perceptual": perceptual_loss(), "batch_size": 4, "held_out": 4, "precision": "float32"}
+
+
+def test_fit_resumed_after_a_kill_equals_fit_in_one_go(tmp_path, monkeypatch):
+    vae, extractor = tiny_vae(), tiny_extractor()
+    cache = tiny_cache(vae)
+
+    def go(name):
+        return fit(copy_decoder(vae), cache, MESSAGE, extractor, WEIGHTS, tmp_path / name,
+                   steps=6, save_seconds=0, **SETTINGS)  # fmt: skip
+
+    whole = go("whole")
+    calls = []
+
+    def step_until_killed(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return finetune_step(*arguments, **options)
+
+    with monkeypatch.context() as context:
+        context.setattr("medsign_lite.finetuning.finetune_step", step_until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            go("killed")
+    killed = go("killed")
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, killed.state_dict()[name]), name
+
+
+def test_fit_saves_a_decoder_that_says_what_it_carries(tmp_path):
+    vae, extractor = tiny_vae(), tiny_extractor()
+    averaged = fit(
+        copy_decoder(vae), tiny_cache(vae), MESSAGE, extractor, WEIGHTS, tmp_path, steps=3,
+        log_seconds=0, details={"modality": "chest"}, **SETTINGS,
+    )  # fmt: skip
+    loaded, config = load_decoder(tmp_path / "decoder", vae)
+    assert config["message"] == "1011" and config["modality"] == "chest"
+    assert config["perceptual"] == "masked-pyramid"
+    assert "rotation" in config["evaluation"]
+    latents = torch.randn(1, 4, 16, 16)
+    assert torch.allclose(loaded(latents), averaged(latents), atol=1e-2)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {"quality", "psnr", "bit_accuracy", "preservation"} <= set(lines[0])
+
+
+def test_fit_freezes_the_extractor_and_its_running_statistics(tmp_path):
+    vae, extractor = tiny_vae(), tiny_extractor(norm="batch").train()
+    before = {name: value.clone() for name, value in extractor.state_dict().items()}
+    fit(copy_decoder(vae), tiny_cache(vae), MESSAGE, extractor, WEIGHTS, tmp_path, steps=3,
+        **SETTINGS)  # fmt: skip
+    assert not extractor.training
+    for name, value in extractor.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        (torch.ones(5), "4 bits|expected .*4"),
+        (torch.tensor([1.0, 0.5, 0.0, 1.0]), "0"),
+        (torch.ones(2, 4), "one message"),
+    ],
+    ids=["too long", "not bits", "one per image"],
+)
+def test_fit_refuses_a_bad_message_before_any_work(tmp_path, message, error):
+    vae = tiny_vae()
+    with pytest.raises(ValueError, match=error):
+        fit(copy_decoder(vae), tiny_cache(vae), message, tiny_extractor(), WEIGHTS, tmp_path,
+            steps=1, **SETTINGS)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_fit_refuses_another_message_in_the_same_folder(tmp_path):
+    vae, extractor = tiny_vae(), tiny_extractor()
+    cache = tiny_cache(vae)
+    fit(copy_decoder(vae), cache, MESSAGE, extractor, WEIGHTS, tmp_path, steps=1, **SETTINGS)
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        fit(copy_decoder(vae), cache, 1 - MESSAGE, extractor, WEIGHTS, tmp_path, steps=1,
+            **SETTINGS)  # fmt: skip
+
+
+def test_read_message_takes_bits_or_a_seed():
+    assert read_message("1011", bits=4).tolist() == [1, 0, 1, 1]
+    drawn = random_message(48, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(read_message("7", bits=48), drawn)
+    with pytest.raises(ValueError, match="48"):
+        read_message("1" * 47, bits=48)
+
+
+def test_main_fine_tunes_from_folders(tmp_path):
+    pipeline = tiny_pipeline()
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    save_extractor(tmp_path / "extractor", tiny_extractor())
+    generator = torch.Generator().manual_seed(0)
+    write_latent_cache(
+        tmp_path / "cache", torch.randn(70, 4, 16, 16, generator=generator),
+        torch.rand(70, 16, 16, generator=generator), ["no effusion"] * 70,
+    )  # fmt: skip
+    main([
+        "--cache", str(tmp_path / "cache"), "--extractor", str(tmp_path / "extractor"),
+        "--pipeline", str(tmp_path / "pipeline"), "--out", str(tmp_path / "out"),
+        "--modality", "chest", "--message", "1010", "--steps", "1", "--batch-size", "2",
+        "--precision", "float32", "--device", "cpu",
+    ])  # fmt: skip
+    config = load_checkpoint(tmp_path / "out" / "decoder", kind="decoder")[1]
+    assert config["message"] == "1010"
+    assert config["weights"] == vars(chest_weights())
