@@ -11,7 +11,6 @@ weigh more and more: image quality is bought back with the margin that is left.
 
 import argparse
 import copy
-import json
 import math
 import sys
 import time
@@ -24,6 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from medsign_lite.attacks import PAPER_ATTACKS
+from medsign_lite.averaging import update_average
+from medsign_lite.budgets import Budget, log_row
 from medsign_lite.checkpoints import load_training_state, save_training_state
 from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.extractor import Extractor, load_extractor
@@ -48,7 +49,7 @@ from medsign_lite.messages import (
 from medsign_lite.metrics import bit_accuracy, psnr, ssim
 from medsign_lite.perceptual import perceptual_loss
 from medsign_lite.precision import PRECISIONS, mixed_precision
-from medsign_lite.pretraining import log_record, read_under_attack
+from medsign_lite.pretraining import read_under_attack
 
 PRESETS = {"chest": chest_weights, "fundus": fundus_weights}
 
@@ -197,90 +198,78 @@ def fit(
         ValueError: for a message of the wrong length, too few entries, or not exactly one of
             minutes and steps.
     """
-    if (minutes is None) == (steps is None):
-        raise ValueError(f"give either minutes or steps, got minutes={minutes}, steps={steps}")
     if message.ndim != 1:
         raise ValueError(f"expected one message (K,) per decoder, got {tuple(message.shape)}")
     check_message(message, extractor.config.bits)
     if len(cache) <= held_out:
         raise ValueError(f"{held_out} entries are held out, the cache holds only {len(cache)}")
+    budget = Budget(minutes=minutes, steps=steps)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     device = next(decoder.parameters()).device
     message = message.to(device)
     extractor.eval().requires_grad_(False)
     decoder.train().requires_grad_(True).to(memory_format=torch.channels_last)
-    averaged = copy.deepcopy(decoder)
+    averaged = copy.deepcopy(decoder).requires_grad_(False)
     optimiser = torch.optim.AdamW(decoder.parameters(), lr=learning_rate, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
     train, test = cache.split(len(cache) - held_out)
-    quality, accuracy, step, spent = first_quality, 0.5, 0, 0.0
+    quality, accuracy = first_quality, 0.5
     settings = {
         "message": message_to_string(message.cpu()), "weights": asdict(weights), "seed": seed,
         "perceptual": perceptual.name, "batch_size": batch_size, "learning_rate": learning_rate,
         "attack_strength": attack_strength, "temperature": temperature, "read_well": read_well,
         "entries": len(cache),
     }  # fmt: skip
-    saved = load_training_state(out / "training.pt")
-    if saved is not None:
-        if json.loads(saved["settings"]) != settings:
+    if saved := load_training_state(out / "training.pt"):
+        if saved["settings"] != settings:
             raise ValueError(f"{out} holds a run with other settings: {saved['settings']}")
-        decoder.load_state_dict(saved["decoder"])
-        averaged.load_state_dict(saved["averaged"])
-        optimiser.load_state_dict(saved["optimiser"])
+        for name, part in (("decoder", decoder), ("averaged", averaged), ("optimiser", optimiser)):
+            part.load_state_dict(saved[name])
         generator.set_state(saved["generator"])
         quality, accuracy = saved["quality"], saved["accuracy"]
-        step, spent = saved["step"], saved["seconds"]
+        budget = Budget(minutes=minutes, steps=steps, **saved["budget"])
 
     def save() -> None:
         save_training_state(out / "training.pt", {
-            "settings": json.dumps(settings), "decoder": decoder.state_dict(),
+            "settings": settings, "decoder": decoder.state_dict(),
             "averaged": averaged.state_dict(), "optimiser": optimiser.state_dict(),
             "generator": generator.get_state(), "quality": quality, "accuracy": accuracy,
-            "step": step, "seconds": spent,
+            "budget": budget.state(),
         })  # fmt: skip
 
     bar = tqdm(total=100, disable=not sys.stderr.isatty(), unit="%", desc="decoder")
-    clock = last_log = last_save = time.monotonic()
-    while True:
-        progress = step / steps if steps is not None else spent / (60 * minutes)
-        if progress >= 1:
-            break
+    last_log = last_save = time.monotonic()
+    while budget.progress < 1:
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * learning_rate_factor(progress)
+            group["lr"] = learning_rate * learning_rate_factor(budget.progress)
         chosen = torch.randint(0, len(train), (batch_size,), generator=generator)
         original, latents, maps = train.batch(chosen, device)
         values = finetune_step(
             decoder, original, latents, maps, message, extractor, weights, optimiser=optimiser,
             perceptual=perceptual, quality=quality, temperature=temperature, precision=precision,
-            attack_strength=attack_strength * min(1.0, 10 * progress), generator=generator,
+            attack_strength=attack_strength * min(1.0, 10 * budget.progress), generator=generator,
         )  # fmt: skip
         accuracy += 0.1 * (values["bit_accuracy"] - accuracy)
         change = 1 + quality_growth if accuracy >= read_well else 1 / (1 + quality_growth)
         quality = min(max(quality * change, first_quality), last_quality)
-        step += 1
-        decay = min(average, step / (step + 10))
-        for mean, weight in zip(averaged.parameters(), decoder.parameters(), strict=True):
-            mean.detach().lerp_(weight.detach(), 1 - decay)
-        now = time.monotonic()
-        spent, clock = spent + now - clock, now
-        if now - last_log > log_seconds:
-            record = {"step": step, "minutes": spent / 60, "quality": quality,
-                      "smoothed_accuracy": accuracy, **values}  # fmt: skip
-            log_record(out, record)
-            bar.update(int(100 * progress) - bar.n)
+        budget.tick()
+        update_average(averaged, decoder, step=budget.step, decay=average)
+        if time.monotonic() - last_log > log_seconds:
+            log_row(out, budget, {"quality": quality, "smoothed_accuracy": accuracy, **values})
+            bar.update(int(100 * budget.progress) - bar.n)
             bar.set_postfix(accuracy=f"{accuracy:.3f}", psnr=f"{values['psnr']:.1f}")
-            last_log = now
-        if now - last_save > save_seconds:
+            last_log = time.monotonic()
+        if time.monotonic() - last_save > save_seconds:
             save()
-            last_save = now
+            last_save = time.monotonic()
     save()
     bar.close()
-    averaged.eval().requires_grad_(False)
+    averaged.eval()
     figures = evaluate(averaged, test, message, extractor, precision=precision)
-    log_record(out, {"step": step, "minutes": spent / 60, "evaluation": figures})
-    config = {**settings, "steps": step, "minutes": spent / 60,
-              "quality": quality, "evaluation": figures, **(details or {})}
+    log_row(out, budget, {"evaluation": figures})
+    config = {**settings, **budget.state(), "quality": quality, "evaluation": figures,
+              **(details or {})}  # fmt: skip
     save_decoder(out / "decoder", averaged, config)
     return averaged
 

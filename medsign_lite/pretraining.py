@@ -8,7 +8,6 @@ well at a small strength, the watermarking decoder will later be able to write a
 
 import argparse
 import json
-import math
 import sys
 import time
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medsign_lite.attacks import PAPER_ATTACKS, random_attack
+from medsign_lite.budgets import Budget, log_row
 from medsign_lite.checkpoints import load_training_state, save_training_state
 from medsign_lite.curriculum import (
     Curriculum,
@@ -158,56 +158,47 @@ def fit(
         ValueError: if not exactly one of minutes and steps is given, or images are too few.
         NoTakeOff: if the run stays at chance (see `CurriculumConfig.patience_images`).
     """
-    if (minutes is None) == (steps is None):
-        raise ValueError(f"give either minutes or steps, got minutes={minutes}, steps={steps}")
     if len(images) <= held_out:
         raise ValueError(f"{held_out} images are held out, got only {len(images)} in all")
     config, curriculum = config or ExtractorConfig(), curriculum or CurriculumConfig()
+    budget, state = Budget(minutes=minutes, steps=steps), Curriculum(curriculum, config.bits)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)  # the networks' first weights
     generator = torch.Generator().manual_seed(seed)
-    embedder, extractor = (
-        network(config).to(device, memory_format=torch.channels_last)
-        for network in (Embedder, Extractor)
-    )
+    layout = {"device": device, "memory_format": torch.channels_last}
+    embedder, extractor = Embedder(config).to(**layout), Extractor(config).to(**layout)
     optimiser = torch.optim.AdamW(
         [*embedder.parameters(), *extractor.parameters()], lr=learning_rate, weight_decay=0.01
     )
-    state = Curriculum(curriculum, config.bits)
-    step, spent = 0, 0.0
     settings = {"config": asdict(config), "curriculum": asdict(curriculum), "seed": seed}
-    saved = load_training_state(out / "training.pt")
-    if saved is not None:
-        if json.loads(saved["settings"]) != json.loads(json.dumps(settings)):
+    settings = json.loads(json.dumps(settings))  # as they will be read back
+    if saved := load_training_state(out / "training.pt"):
+        if saved["settings"] != settings:
             raise ValueError(f"{out} holds a run with other settings: {saved['settings']}")
-        embedder.load_state_dict(saved["embedder"])
-        extractor.load_state_dict(saved["extractor"])
-        optimiser.load_state_dict(saved["optimiser"])
+        for name, part in (("embedder", embedder), ("extractor", extractor),
+                           ("optimiser", optimiser)):  # fmt: skip
+            part.load_state_dict(saved[name])
         generator.set_state(saved["generator"])
         state = Curriculum(curriculum, **saved["curriculum"])
-        step, spent = saved["step"], saved["seconds"]
+        budget = Budget(minutes=minutes, steps=steps, **saved["budget"])
 
     def save() -> None:
         save_training_state(out / "training.pt", {
-            "settings": json.dumps(settings), "embedder": embedder.state_dict(),
+            "settings": settings, "embedder": embedder.state_dict(),
             "extractor": extractor.state_dict(), "optimiser": optimiser.state_dict(),
             "generator": generator.get_state(), "curriculum": state.state(),
-            "step": step, "seconds": spent,
+            "budget": budget.state(),
         })  # fmt: skip
 
-    train, test = images[:-held_out], images[-held_out:]
+    train, test = images[:-held_out], images[-held_out:].to(device).float() / 255
     bar = tqdm(total=100, disable=not sys.stderr.isatty(), unit="%", desc="extractor")
-    clock = last_log = last_save = time.monotonic()
-    logged_images = state.images
-    while True:
-        progress = step / steps if steps is not None else spent / (60 * minutes)
-        if progress >= 1:
-            break
-        size = state.size(progress)
+    last_log = last_save = time.monotonic()
+    while budget.progress < 1:
+        size = state.size(budget.progress)
         batch_size = max(1, min(largest_batch, batch_pixels // size**2))
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * learning_rate_factor(progress)
+            group["lr"] = learning_rate * learning_rate_factor(budget.progress)
         chosen = torch.randint(0, len(train), (batch_size,), generator=generator)
         batch = random_crops(train[chosen], size, generator=generator).to(device).float() / 255
         messages = random_messages(batch_size, config.bits, generator=generator).to(device)
@@ -216,46 +207,32 @@ def fit(
             attack_strength=state.attack_strength, precision=precision, generator=generator,
         )  # fmt: skip
         state.update(logits, messages)
-        step += 1
-        now = time.monotonic()
-        spent, clock = spent + now - clock, now
-        if now - last_log > log_seconds:
-            record = {
-                "step": step, "minutes": spent / 60, "images": state.images, "size": size,
-                "strength": state.strength, "psnr": -20 * math.log10(state.strength),
-                "attack_strength": state.attack_strength, "loss": values["loss"],
+        budget.tick()
+        if time.monotonic() - last_log > log_seconds:
+            log_row(out, budget, {
+                "images": state.images, "size": size, "loss": values["loss"],
                 "bit_accuracy": state.bit_accuracy, "learnt_bits": state.learnt_bits,
-                "images_per_second": (state.images - logged_images) / (now - last_log),
-            }  # fmt: skip
-            log_record(out, record)
-            bar.update(int(100 * progress) - bar.n)
+                "strength": state.strength, "attack_strength": state.attack_strength,
+            })  # fmt: skip
+            bar.update(int(100 * budget.progress) - bar.n)
             bar.set_postfix(bits=state.learnt_bits, accuracy=f"{state.bit_accuracy:.3f}")
-            last_log, logged_images = now, state.images
-        if now - last_save > save_seconds:
+            last_log = time.monotonic()
+        if time.monotonic() - last_save > save_seconds:
             save()
-            last_save = now
+            last_save = time.monotonic()
     save()
     bar.close()
-    held = test.to(device).float() / 255
     figures = evaluate(
-        embedder, extractor, held, strength=state.strength, generator=generator,
+        embedder, extractor, test, strength=state.strength, generator=generator,
         precision=precision,
     )  # fmt: skip
-    log_record(out, {"step": step, "minutes": spent / 60, "evaluation": figures})
+    log_row(out, budget, {"evaluation": figures})
     calibration = train[torch.randperm(len(train), generator=generator)[:4096]]
     whitened = whiten(extractor, (b.to(device).float() / 255 for b in calibration.split(64)))
-    details = {**settings, "steps": step, "minutes": spent / 60, "images": state.images,
+    details = {**settings, **budget.state(), "images": state.images,
                "strength": state.strength, "evaluation": figures}  # fmt: skip
     save_extractor(out / "extractor", whitened, details=details)
     return embedder, whitened
-
-
-def log_record(out: Path, record: dict) -> None:
-    """Append one JSON line to out/log.jsonl, and print it where no progress bar is shown."""
-    with (out / "log.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
-    if not sys.stderr.isatty():
-        print(json.dumps(record), flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

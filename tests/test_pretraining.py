@@ -100,7 +100,7 @@ def test_fit_leaves_a_whitened_extractor_and_says_how_it_was_made(tmp_path):
     logits = extractor(stack()[:16].float() / 255)
     assert logits.mean(dim=0).abs().max() < 1e-3  # calibrated on these sixteen
     details = load_checkpoint(tmp_path / "extractor", kind="extractor")[1]["details"]
-    assert details["steps"] == 2 and "rotation" in details["evaluation"]
+    assert details["step"] == 2 and "rotation" in details["evaluation"]
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {"step", "loss", "bit_accuracy", "learnt_bits", "strength", "size"} <= set(lines[0])
 
@@ -121,7 +121,7 @@ def test_fit_stops_a_run_that_does_not_take_off(tmp_path):
 @pytest.mark.parametrize("budget", [{}, {"minutes": 1, "steps": 1}], ids=["neither", "both"])
 def test_fit_takes_one_budget(tmp_path, budget):
     with pytest.raises(ValueError, match="either minutes or steps"):
-        fit(stack(), tmp_path, **budget)
+        fit(stack(), tmp_path, **SMALL, **budget)
 
 
 def test_fit_refuses_too_few_images(tmp_path):
