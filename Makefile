@@ -76,6 +76,7 @@ student: $(STAMP)
 	  --course-dir="$(CURDIR)/$(COURSE)"
 	@echo "The student's notebooks are in $(COURSE)/release/medsign_lite/"
 
+# Run folders hold results and stay; remove runs/ yourself.
 clean:
-	rm -rf $(VENV) build dist runs *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,7 +4,8 @@
     python -m medsign_lite.tutorial --profile smoke --notebooks 02 03 -p seed 7 --force
 
 A notebook whose code, parameters and inputs have not changed since it last succeeded in this run
-folder is not run again. The executed copy of a notebook that fails is kept, with its error.
+folder is not run again; of your own data the manifest counts, not every image. The executed copy of
+a notebook that fails is kept, with its error.
 """
 
 import argparse

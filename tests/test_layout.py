@@ -20,7 +20,7 @@ LAYERS = {
     1: """data image_stack attacks distortions metrics rows losses extractor whitening
         latent_diffusion latent_cache perceptual attention attention_layers""",
     2: """localisation localisation_scores selection detection pretraining curriculum
-        finetuning evaluation judges judge_data judge_networks judge_scores latent_cache
+        finetuning evaluation judges judge_data judge_networks judge_scores
         autoencoder_training denoiser_training sample_cache""",
     3: "plotting figures widgets index_page notebook_execution tutorial bundle gates",
 }

@@ -42,7 +42,7 @@ def test_execute_runs_here_with_this_interpreter_and_its_parameters(tmp_path):
     source = write_notebook(tmp_path / "notebooks" / "01_a.ipynb", code)
     before = source.read_bytes()
     parameters = {"run_folder": str(tmp_path), "word": "effusion"}
-    assert execute(source, tmp_path / "out" / "01_a.ipynb", parameters, timeout=60) == ""
+    assert execute(source, tmp_path / "out" / "01_a.ipynb", parameters, timeout=600) == ""
     executable, folder, word, _ = (tmp_path / "seen.txt").read_text().splitlines()
     assert (executable, word) == (sys.executable, "effusion")
     assert os.path.samefile(folder, source.parent)
@@ -54,7 +54,7 @@ def test_execute_keeps_the_failed_notebook_with_error_and_stderr(tmp_path):
     code = "import sys\nprint('nearly there', file=sys.stderr)\nraise ValueError('mask is missing')"
     source = write_notebook(tmp_path / "01_a.ipynb", "x = 1", code)
     target = tmp_path / "out" / "01_a.ipynb"
-    error = execute(source, target, {}, timeout=60)
+    error = execute(source, target, {}, timeout=600)
     assert error.splitlines()[-1] == "ValueError: mask is missing"
     report = error_report(target).read_text()
     assert "mask is missing" in report and "nearly there" in report
