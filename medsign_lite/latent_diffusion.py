@@ -48,8 +48,8 @@ def load_pipeline(
     if unet is not None:
         # A .bin is taken too; diffusers reads it with weights_only=True.
         parts["unet"] = UNet2DConditionModel.from_pretrained(
-                unet, local_files_only=True, torch_dtype=dtype
-            )
+            unet, local_files_only=True, torch_dtype=dtype
+        )
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder,
         local_files_only=True,
@@ -62,7 +62,6 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         freeze(part)
-    pipeline.text_encoder.float()  # diffusers' parts are, transformers keeps the file's precision
     return pipeline.to(device, dtype)
 
 
