@@ -128,8 +128,8 @@ def _table1_section(document: Mapping) -> str:
     for modality, heading in _MODALITIES.items():
         ours = [row for row in rows if row.get("modality") == modality]
         columns = ["method", *TABLE1_COLUMNS]
-        lines = [_row(row, columns) for row in table1(modality)]
-        lines += [_row(row, columns, "ours") for row in ours]
+        lines = [_row(row, columns, places=2) for row in table1(modality)]
+        lines += [_row(row, columns, "ours", places=2) for row in ours]
         parts.append(f"<h3>{heading}</h3>{_table(columns, lines)}")
     return "\n".join(parts)
 
@@ -185,8 +185,9 @@ def _table(columns: Sequence[str], rows: Sequence[str]) -> str:
     return _scroll(f"<table>{head}<tbody>{''.join(rows)}</tbody></table>")
 
 
-def _row(row: Mapping, columns: Sequence[str], kind: str = "") -> str:
-    cells = [f"<td{_number(i)}>{_cell(row.get(name))}</td>" for i, name in enumerate(columns)]
+def _row(row: Mapping, columns: Sequence[str], kind: str = "", places: int = 3) -> str:
+    shown = [_cell(row.get(name), places) for name in columns]
+    cells = [f"<td{_number(i)}>{cell}</td>" for i, cell in enumerate(shown)]
     return f'<tr class="{kind}">{"".join(cells)}</tr>' if kind else f"<tr>{''.join(cells)}</tr>"
 
 
@@ -194,18 +195,21 @@ def _number(column: int) -> str:
     return ' class="number"' if column else ""
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, places: int = 3) -> str:
     """A value with its interval where it has one; a dash where there is none."""
     if isinstance(value, dict) and "value" in value:
-        shown = _cell(value["value"])
-        if isinstance(value.get("low"), int | float) and isinstance(value.get("high"), int | float):
-            shown += f"<small>{_cell(value['low'])} to {_cell(value['high'])}</small>"
+        low, high = value.get("low"), value.get("high")
+        shown = _cell(value["value"], places)
+        if isinstance(low, int | float) and isinstance(high, int | float):
+            dash = "–" if low >= 0 else " to "
+            shown += f"<small>{_cell(low, places)}{dash}{_cell(high, places)}</small>"
         return shown
     if isinstance(value, dict):
-        return ", ".join(f"{_text(name)} {_cell(item)}" for name, item in value.items())
+        return ", ".join(f"{_text(name)} {_cell(item, places)}" for name, item in value.items())
     if isinstance(value, float):
-        small = value and abs(value) < 0.001
-        return f"{value:.1e}" if small else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3g}"
+        if value and abs(value) < 0.001:
+            return f"{value:.1e}"
+        return f"{value:.{2 if abs(value) >= 10 else places}f}"
     return "–" if value is None else _text(value)
 
 
