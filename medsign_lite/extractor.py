@@ -38,6 +38,7 @@ class ExtractorConfig:
     embedder_fold: int = 8  # the grid of Stable Diffusion's latents: patterns 8 pixels wide
     embedder_norm: str = "batch"
     embedder_channels: int = 128
+    embedder_padding: str = "replicate"  # "zeros" would let it lean on the edges of small crops
     embedder_depth: int = 3
     unit_residual: bool = True  # scale every residual to the same root mean square
     whitened: bool = False
@@ -52,7 +53,8 @@ class ExtractorConfig:
         if not self.stages or min(self.stages) < 1:
             raise ValueError(f"stages must hold at least one positive number, got {self.stages}")
         norms = ("group", "batch")
-        choices = {"norm": norms, "embedder_norm": norms, "activation": ("relu", "gelu")}
+        choices = {"norm": norms, "embedder_norm": norms, "activation": ("relu", "gelu"),
+                   "embedder_padding": ("replicate", "zeros")}  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
@@ -68,7 +70,7 @@ def published_config(bits: int = 48) -> ExtractorConfig:
     return ExtractorConfig(
         bits=bits, fold=1, channels=64, stages=(7,), width=bits, norm="batch",
         activation="gelu", residual=False, grey=False, embedder_fold=1, embedder_channels=64,
-        embedder_depth=4, unit_residual=False,
+        embedder_depth=4, embedder_padding="zeros", unit_residual=False,
     )  # fmt: skip
 
 
@@ -76,10 +78,11 @@ class Block(nn.Module):
     """3x3 convolution, normalisation, optional shift by the message, activation, optional skip."""
 
     def __init__(
-        self, inputs: int, outputs: int, config: ExtractorConfig, *, norm: str, stride: int = 1
-    ):
+        self, inputs: int, outputs: int, config: ExtractorConfig, *, norm: str, stride: int = 1,
+        padding: str = "zeros",
+    ):  # fmt: skip
         super().__init__()
-        self.convolution = nn.Conv2d(inputs, outputs, 3, stride, 1)
+        self.convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, padding_mode=padding)
         self.norm = (
             nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)
             if norm == "batch"
@@ -144,7 +147,10 @@ class Embedder(nn.Module):
         self.config = config
         inputs, channels = 3 * config.embedder_fold**2, config.embedder_channels
         self.blocks = nn.ModuleList(
-            Block(inputs if index == 0 else channels, channels, config, norm=config.embedder_norm)
+            Block(
+                inputs if index == 0 else channels, channels, config, norm=config.embedder_norm,
+                padding=config.embedder_padding,
+            )  # fmt: skip
             for index in range(config.embedder_depth)
         )
         self.injected = (0, config.embedder_depth // 2)  # blocks that receive the message

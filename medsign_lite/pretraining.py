@@ -246,7 +246,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="images to read at most")
     parser.add_argument("--bits", type=int, default=48)
     parser.add_argument("--published", action="store_true", help="the published architecture")
-    parser.add_argument("--fold", type=int, default=2, choices=(1, 2, 4))
     parser.add_argument("--strength", type=float, default=0.0126, help="last RMS of the residual")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -257,7 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.published:
         config = published_config(options.bits)
     else:
-        config = ExtractorConfig(bits=options.bits, fold=options.fold)
+        config = ExtractorConfig(bits=options.bits)
     images = read_image_stack(options.images, size=options.size, limit=options.limit)
     try:
         fit(
