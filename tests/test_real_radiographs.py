@@ -1,0 +1,58 @@
+"""The main path on real radiographs and a real autoencoder, a few steps long.
+
+What a budget of minutes reaches is recorded in results/real_radiographs.json.
+"""
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+
+from benchmarks.real_radiographs import run
+from medsign_lite.data import read_manifest
+from medsign_lite.latent_diffusion import copy_decoder, decode, encode, load_decoder
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data(root):
+    folder = root.parent / "shared" / "data"
+    if not (folder / "cxr").is_dir() or not (folder / "taesd").is_dir():
+        pytest.skip(f"no real radiographs and autoencoder at {folder.relative_to(root.parent)}")
+    return folder
+
+
+def test_main_path_runs_on_real_radiographs(data, tmp_path):
+    values = run(
+        data,
+        tmp_path,
+        size=96,  # quick; the recorded figures are those of 256 pixels
+        limit=66,
+        extractor_budget={"steps": 2, "batch_pixels": 4 * 64 * 64},
+        decoder_budget={"steps": 2, "batch_size": 1},
+    )
+    counts = values["images"]
+    assert counts["train"] == 66 and 0 < counts["test"] <= 66
+    assert len(read_manifest(tmp_path / "radiographs")) == 220
+    attacks = [row["attack"] for row in values["attacks"]]
+    assert attacks == ["none", "brightness", "crop", "jpeg", "rotation", "resize", "mean"]
+    assert all(0 <= row["bit_accuracy"] <= 1 for row in values["attacks"])
+    # Two steps hardly change an image, but they change it.
+    assert 20 < values["quality"]["psnr"] < 100
+    vae = AutoencoderTiny.from_pretrained(data / "taesd").eval()
+    decoder, config = load_decoder(tmp_path / "decoder" / "decoder", vae)
+    assert len(config["message"]) == 48
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(decode(decoder, latents), decode(copy_decoder(vae), latents))
+
+
+def test_real_autoencoder_reconstructs_real_radiographs(data):
+    from medsign_lite.images import load_image
+    from medsign_lite.metrics import psnr
+
+    vae = AutoencoderTiny.from_pretrained(data / "taesd").eval()
+    paths = sorted((data / "cxr").glob("*.png"))[:2]
+    images = torch.stack([load_image(path) for path in paths])
+    decoded = decode(vae, encode(vae, images)).clamp(0, 1)
+    # About 32 dB: a wrong scaling factor or range would give less than 20.
+    assert psnr(decoded, images, data_range=1.0).mean() > 29
