@@ -199,12 +199,12 @@ def plot_attack_accuracy(rows: Sequence[Mapping], *, ax: Axes | None = None) -> 
         for place, height, top in zip(places, heights, high, strict=True):
             ax.text(place + offset, top + 0.01, f"{height:.2f}", ha="center", va="bottom", size=8)
     ax.axhline(0.5, color="black", linestyle=":", linewidth=1)
-    ax.text(len(attacks) - 0.45, 0.5, "chance", ha="left", va="center", size=8)
+    ax.text(1.01, 0.5, "chance", transform=ax.get_yaxis_transform(), va="center", size=8)
     ax.set_xticks(range(len(attacks)), attacks)
     ax.set_ylim(0, 1.1)
     ax.set_ylabel("bit accuracy")
     if methods != [""]:
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(methods))
     return ax
 
 
@@ -256,6 +256,7 @@ def plot_bits(message: Array, decoded: Array, *, ax: Axes | None = None) -> Axes
         raise ValueError("expected bits in {0, 1}; decode logits with logits > 0 first")
     ax = ax or new_axes(figsize=(max(3.0, len(sent) / 6), 1.3))
     ax.imshow(np.stack([sent, read]), cmap="gray", vmin=-0.3, vmax=1.3, aspect="auto")
+    ax.axhline(0.5, color="white", linewidth=3)
     wrong = np.flatnonzero(sent != read)
     ax.plot(wrong, np.ones(len(wrong)), "x", color="black", markeredgewidth=4, markersize=9)
     ax.plot(wrong, np.ones(len(wrong)), "x", color="white", markeredgewidth=1.5, markersize=8)
