@@ -101,6 +101,14 @@ class Run:
             )
         return path
 
+    @property
+    def pipeline_folder(self) -> Path:
+        """The pipeline to sample from: the user's, else what a run from nothing has trained
+        (notebook 01 makes it), else the bundled one."""
+        if self.profile.from_nothing and self.pipeline == BUNDLED_PIPELINE:
+            return self.require("pipeline/model_index.json", "01_text_to_image_ldm").parent
+        return self.pipeline
+
     def generator(self, offset: int = 0) -> torch.Generator:
         """A CPU generator for one purpose; other offsets and other seeds give unrelated streams."""
         words = np.random.SeedSequence([self.seed, offset]).generate_state(1, np.uint64)

@@ -40,6 +40,18 @@ def test_open_run_fills_in_profile_overrides_and_own_parameters(tmp_path):
     assert run.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_pipeline_folder_is_the_users_then_the_runs_own_then_the_bundled_one(tmp_path):
+    assert make(tmp_path).pipeline_folder == BUNDLED_PIPELINE
+    assert make(tmp_path, pipeline=tmp_path).pipeline_folder == tmp_path.resolve()
+    full = make(tmp_path, profile="full")
+    with pytest.raises(FileNotFoundError, match="made by the notebook 01_text_to_image_ldm"):
+        _ = full.pipeline_folder
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "model_index.json").touch()
+    assert full.pipeline_folder == tmp_path / "pipeline"
+    assert make(tmp_path, profile="full", pipeline=ROOT).pipeline_folder == ROOT
+
+
 def test_default_folder_does_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert default_folder("class") == ROOT / "runs" / "class"
