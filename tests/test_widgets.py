@@ -1,9 +1,9 @@
 import ipywidgets
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from medsign_lite.attacks import SWEEPS
-from medsign_lite.plotting import new_axes
 from medsign_lite.widgets import (
     FigurePanel,
     aas_figure,
@@ -45,7 +45,7 @@ def test_a_widget_first_shows_its_static_twin(name):
 def drawn(widget: FigurePanel) -> list[dict]:
     """Let a widget note what it is asked to draw, instead of drawing."""
     calls = []
-    figure = new_axes(figsize=(1, 1)).figure
+    figure = Figure(figsize=(1, 1))
 
     def note(**settings):
         calls.append(settings)
@@ -66,7 +66,7 @@ def test_an_error_is_raised_and_shown_in_place_of_the_figure():
     number = ipywidgets.IntText(value=1)
 
     def draw(divisor):
-        return new_axes(figsize=(1 / divisor, 1)).figure
+        return Figure(figsize=(1 / divisor, 1))
 
     widget = FigurePanel(draw, {"divisor": number})
     assert widget.message.value == "" and widget.picture.layout.display is None
