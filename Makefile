@@ -14,14 +14,17 @@ COURSE := build/course
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 COMMITTED := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
+# Held-out phantoms, named after how many there are of each modality.
+GATE_PHANTOMS := build/gates/phantoms1000/manifest.csv
+RECORD_PHANTOMS := build/gates/phantoms5000/manifest.csv
 CHOSEN := $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
-.PHONY: help environment tutorial test unit smoke nbval lint weights gates notebooks student clean
+.PHONY: help environment tutorial test unit smoke nbval lint weights gates record notebooks student clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
-	@echo "Targets: environment tutorial test unit smoke nbval lint weights gates notebooks student clean"
+	@echo "Targets: environment tutorial test unit smoke nbval lint weights gates record notebooks student clean"
 
 environment: $(STAMP)
 
@@ -60,8 +63,15 @@ lint: $(STAMP)
 weights: $(STAMP)
 	$(PY) -m medsign_lite.bundle
 
-gates: $(STAMP)
-	$(PY) -m medsign_lite.gates
+gates: $(GATE_PHANTOMS) $(STAMP)
+	$(PY) -m medsign_lite.gates --data $<
+
+# The recorded figures, from 500 images of each modality; goes on where it was if it is killed.
+record: $(RECORD_PHANTOMS) $(STAMP)
+	$(PY) -m medsign_lite.gates --data $< --record --images 500
+
+build/gates/phantoms%/manifest.csv: | $(STAMP)
+	$(PY) -m data_prep.phantoms --out $(@D) --train 300 --validation 0 --test $*
 
 # Executes the notebooks as they are committed (class profile) and writes their outputs back.
 notebooks: $(STAMP)

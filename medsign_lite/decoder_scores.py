@@ -39,6 +39,7 @@ def score_decoder(
     segmenter: FindingSegmenter,
     findings: Sequence[str],
     attacks: Mapping[str, Attack] = PAPER_ATTACKS,
+    false_positive_rate: float = 1e-6,
     generator: torch.Generator,
     resamples: int = 1000,
     batch_size: int = 50,
@@ -52,6 +53,7 @@ def score_decoder(
         latents: (N, C, h, w), scaled.
         message: (K,) in {0, 1}, the decoder's own.
         findings: of the modality.
+        attacks, false_positive_rate: as in `evaluate_attacks`.
         generator, resamples: of the bootstrap intervals.
 
     Returns:
@@ -69,7 +71,8 @@ def score_decoder(
     options = {"generator": generator, "resamples": resamples}
     return {
         "attacks": evaluate_attacks(
-            marked, plain, extractor, message, attacks=attacks, **options
+            marked, plain, extractor, message, attacks=attacks,
+            false_positive_rate=false_positive_rate, **options,
         ),
         "quality": quality_row(marked, plain, masks=masks(), **options),
         "diagnosis": diagnostic_change(

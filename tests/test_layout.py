@@ -21,8 +21,9 @@ LAYERS = {
         latent_diffusion latent_cache perceptual attention attention_layers""",
     2: """localisation localisation_scores selection detection pretraining curriculum
         finetuning evaluation judges judge_data judge_networks judge_scores
-        autoencoder_training denoiser_training sample_cache""",
-    3: "plotting figures widgets index_page notebook_execution tutorial bundle gates",
+        autoencoder_training denoiser_training sample_cache held_out decoder_scores""",
+    3: """plotting figures widgets index_page notebook_execution tutorial bundle gates
+        gate_measurements""",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in (ROOT / "medsign_lite").glob("*.py"))

@@ -1,0 +1,265 @@
+"""What the gates are measured on, and the measurements: figures with intervals, by name."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from medsign_lite.data import FINDINGS, Record, read_manifest
+from medsign_lite.decoder_scores import score_decoder
+from medsign_lite.detection import bit_bias, empirical_false_positive_rate, extract_logits
+from medsign_lite.extractor import load_extractor
+from medsign_lite.held_out import (
+    generation_row,
+    localisation_on_phantoms,
+    mean_masks,
+    read_images,
+    readable,
+    reconstruction_row,
+)
+from medsign_lite.images import quantise
+from medsign_lite.judge_networks import load_classifier, load_segmenter
+from medsign_lite.latent_cache import read_latent_cache
+from medsign_lite.latent_diffusion import (
+    LatentDecoder,
+    image_size,
+    load_decoder,
+    load_pipeline,
+)
+from medsign_lite.localisation_scores import localisation_rows
+from medsign_lite.messages import message_from_string
+from medsign_lite.sample_cache import FIRST_SEED, sample_with_maps
+
+CAS = {"side": 64}  # maps of 16 x 16 are upsampled before clustering
+RECORDED = 500  # test images of a modality that recorded figures may use; fresh ones come after
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The shipped weights, and held-out phantoms and prompts to measure them on.
+
+    Attributes:
+        data: manifest; its test split is measured on, its train split makes the priors.
+        weights: folder with pipeline, extractor, decoders and judges.
+        images: of each modality.
+        seed: 0 takes the first test images, another one a random choice of those after them.
+        steps: of the sampler.
+        work: generated samples are kept in a folder of it named after weights and seed.
+    """
+
+    data: Path
+    weights: Path
+    images: int
+    seed: int
+    steps: int
+    work: Path
+
+    def config(self) -> dict:
+        """What a recorded figure is of; no path of this machine."""
+        return {"images": self.images, "seed": self.seed, "steps": self.steps, "cas": CAS,
+                "weights": self.fingerprint}  # fmt: skip
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the weights' contents."""
+        digest = hashlib.sha256()
+        for path in sorted(self.weights.rglob("*.safetensors")):
+            digest.update(path.relative_to(self.weights).as_posix().encode() + path.read_bytes())
+        return digest.hexdigest()[:12]
+
+    @property
+    def folder(self) -> Path:
+        return self.work / f"{self.fingerprint}-{self.seed}-{self.images}-{self.steps}"
+
+    def generator(self, name: str) -> torch.Generator:
+        """Its own stream for every measurement, so that one can be repeated alone."""
+        text = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(text[:6], "big"))
+
+    @cached_property
+    def pipeline(self):
+        return load_pipeline(self.weights / "pipeline")
+
+    @cached_property
+    def extractor(self):
+        return load_extractor(self.weights / "extractor")
+
+    @cached_property
+    def classifier(self):
+        return load_classifier(self.weights / "classifier")
+
+    @cached_property
+    def segmenter(self):
+        return load_segmenter(self.weights / "segmenter")
+
+    @cached_property
+    def manifest(self) -> list[Record]:
+        return read_manifest(self.data, check_files=False)
+
+    @cached_property
+    def priors(self) -> dict[str, Tensor]:
+        train = [r for r in self.manifest if r.split == "train"]
+        return mean_masks(train, image_size(self.pipeline))
+
+    def records(self, modality: str) -> list[Record]:
+        """The chosen test records of a modality."""
+        test = [r for r in self.manifest if r.split == "test" and r.modality == modality]
+        test = readable(self.pipeline.tokenizer, test)
+        if self.seed:
+            later = test[RECORDED:]
+            test = later if len(later) >= self.images else test
+            order = torch.randperm(len(test), generator=self.generator(modality)).tolist()
+            test = [test[i] for i in order]
+        if len(test) < self.images:
+            raise ValueError(
+                f"{self.images} {modality} images are needed, the test split of {self.data} has "
+                f"{len(test)}: draw more phantoms or ask for fewer --images"
+            )
+        return test[: self.images]
+
+    def generated(self, modality: str):
+        """Latent cache of samples from the records' reports; made in parts, kept on disk."""
+        records = self.records(modality)
+        first = FIRST_SEED["test"] + 10_000 * self.seed
+        folder = sample_with_maps(
+            self.pipeline,
+            [r.report for r in records],
+            [r.words for r in records],
+            self.folder / f"samples_{modality}",
+            seeds=range(first, first + len(records)),
+            steps=self.steps,
+            cas=CAS,
+        )
+        return read_latent_cache(folder, LatentDecoder(self.pipeline.vae).eval())
+
+
+def figure(row: Mapping, name: str) -> dict:
+    """{"value", "low", "high"} of a row's figure; without an interval, of the value alone."""
+    value = row[name]
+    ends = {end: row.get(f"{name}_{end}", value) for end in ("low", "high")}
+    return {"value": value, **ends}
+
+
+def weights(sample: Sample) -> dict:
+    size = sum(path.stat().st_size for path in sample.weights.rglob("*") if path.is_file())
+    return {"size": figure({"size": size / 2**20}, "size")}
+
+
+def reconstruction(sample: Sample, modality: str) -> dict:
+    row = reconstruction_row(
+        sample.pipeline, sample.records(modality), generator=sample.generator("reconstruction")
+    )
+    return {"psnr": figure(row, "psnr"), "images": row["images"]}
+
+
+def generation(sample: Sample, modality: str) -> dict:
+    cache = sample.generated(modality)
+    images = cache.originals.float() / 255
+    row = generation_row(sample.classifier, images, sample.records(modality))
+    shares = {name: figure(row, name) for name in ("found", "side") if name in row}
+    return shares | {"row": row}
+
+
+def localisation(sample: Sample) -> dict:
+    """On phantoms of both modalities; every finding weighs the same."""
+    records = sample.records("chest") + sample.records("fundus")
+    rows = localisation_on_phantoms(
+        sample.pipeline,
+        [r for r in records if r.findings],
+        sample.priors,
+        cas=CAS,
+        generator=sample.generator("localisation"),
+    )
+    means = {row["map"]: row for row in rows if row["finding"] == "mean"}
+    figures = {
+        name: figure(means["attention"], name)
+        for name in ("cnr", "auc", "iou", "iou_best", "pointing", "side_correct")
+        if name in means["attention"]
+    }
+    for control in ("shuffled token", "anatomical prior"):
+        figures[f"margin_{control.replace(' ', '_')}"] = figure(means[control], "cnr_margin")
+    return figures | {"rows": rows}
+
+
+@torch.no_grad()
+def localisation_generated(sample: Sample, modality: str) -> dict:
+    """A_loc of generated images against the segmenter's mask of the findings that were named.
+
+    Controls: the map of another image, and the mean mask of the named findings.
+    """
+    cache, records = sample.generated(modality), sample.records(modality)
+    originals, _, maps = cache.batch(torch.arange(len(cache)), "cpu")
+    kept, masks, priors = [], [], []
+    for index, record in enumerate(records):
+        names = [name for name in record.findings if name in sample.priors]
+        if names:
+            mask = sample.segmenter.mask(originals[index : index + 1], names)[0].any(dim=0)
+            if 0 < mask.double().mean() < 1:
+                kept.append(index)
+                masks.append(mask)
+                priors.append(torch.stack([sample.priors[name] for name in names]).amax(dim=0))
+    own = maps[kept]
+    rows = localisation_rows(
+        own,
+        torch.stack(masks),
+        ["named findings"] * len(kept),
+        controls={"another image": own.roll(1, dims=0), "anatomical prior": torch.stack(priors)},
+        generator=sample.generator("localisation_generated"),
+    )
+    means = next(row for row in rows if row["finding"] == "mean")
+    return {name: figure(means, name) for name in ("cnr", "auc")} | {"rows": rows}
+
+
+def watermark(sample: Sample, modality: str) -> dict:
+    decoder, about = load_decoder(sample.weights / f"decoder_{modality}", sample.pipeline.vae)
+    cache = sample.generated(modality)
+    scores = score_decoder(
+        decoder,
+        LatentDecoder(sample.pipeline.vae).eval(),
+        cache.latents,
+        message_from_string(about["message"], bits=sample.extractor.config.bits),
+        sample.extractor,
+        classifier=sample.classifier,
+        segmenter=sample.segmenter,
+        findings=FINDINGS[modality],
+        generator=sample.generator("watermark"),
+    )
+    figures = {row["attack"]: figure(row, "bit_accuracy") for row in scores["attacks"]}
+    quality = scores["quality"]
+    names = [name for name in ("psnr", "ssim", "psnr_gap") if name in quality]
+    figures |= {name: figure(quality, name) for name in names}
+    return figures | {"change": figure(scores["diagnosis"][-1], "change")} | scores
+
+
+def unmarked(sample: Sample) -> dict:
+    """The empirical false-positive rate of both messages on every test phantom of the manifest."""
+    test = [r for r in sample.manifest if r.split == "test"]
+    size = image_size(sample.pipeline)
+    logits = torch.cat([
+        extract_logits(sample.extractor, quantise(read_images(test[i : i + 100], size)))
+        for i in range(0, len(test), 100)
+    ])  # fmt: skip
+    rows = {}
+    for modality in ("chest", "fundus"):
+        text = load_decoder(sample.weights / f"decoder_{modality}", sample.pipeline.vae)[1]
+        message = message_from_string(text["message"], bits=logits.shape[1])
+        rows[modality] = empirical_false_positive_rate(logits, message)
+    bias = (bit_bias(logits) - 0.5).abs()
+    return {"images": len(test), "rows": rows,
+            "bit_bias": {"mean": float(bias.mean()), "largest": float(bias.max())}}  # fmt: skip
+
+
+MEASUREMENTS: dict[str, Callable[[Sample], dict]] = {
+    "weights": weights,
+    "localisation": localisation,
+    "unmarked": unmarked,
+    **{
+        f"{function.__name__}_{modality}": partial(function, modality=modality)
+        for modality in ("chest", "fundus")
+        for function in (reconstruction, generation, localisation_generated, watermark)
+    },
+}

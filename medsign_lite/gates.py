@@ -1,0 +1,216 @@
+"""Every gate of the shipped weights, measured again on a fresh, seeded sample.
+
+    python -m medsign_lite.gates --data build/gates/phantoms
+    python -m medsign_lite.gates --data build/gates/phantoms_full --record --images 500
+
+One line per gate: its name, what is required, what was measured with its 95 % interval, and "pass"
+or "short"; then whether the figures agree with those recorded under results/. The exit status is 1
+if a gate falls short or a figure disagrees. `--record` writes those files; it keeps every finished
+part under --work, so a run that was killed goes on when the same command is given again.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medsign_lite.gate_measurements import MEASUREMENTS, Sample
+from medsign_lite.latent_diffusion import BUNDLED
+from medsign_lite.results import ROOT, read_result, record_result
+
+RESULTS = ROOT / "results"
+ATTACKS = ("brightness", "crop", "jpeg", "rotation", "resize")
+AGREEMENT = 4.0  # standard errors of the difference between a recorded and a fresh figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A requirement on one figure.
+
+    measurement and figure name it: `MEASUREMENTS[measurement](sample)[figure]`. direction is
+    "at least" or "at most"; with `whole` the interval's unfavourable end must pass too.
+    """
+
+    name: str
+    measurement: str
+    figure: str
+    required: float
+    direction: str = "at least"
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("at least", "at most"):
+            raise ValueError(f"direction must be 'at least' or 'at most', got {self.direction!r}")
+
+    def passes(self, measured: Mapping) -> bool:
+        """Whether a figure {"value", "low", "high"} meets the requirement; NaN never does."""
+        lower = self.direction == "at least"
+        value = measured["low" if lower else "high"] if self.whole else measured["value"]
+        if value is None:
+            return False
+        return value >= self.required if lower else value <= self.required
+
+
+def _of_modality(modality: str) -> list[Gate]:
+    generated, marked = f"generation_{modality}", f"watermark_{modality}"
+
+    def gate(name: str, measurement: str, figure: str, required: float, **options) -> Gate:
+        name = f"{modality}: {name}"
+        return Gate(
+            name=name, measurement=measurement, figure=figure, required=required, **options
+        )
+
+    return [
+        gate("reconstruction, dB", f"reconstruction_{modality}", "psnr", 34),
+        gate("named finding found", generated, "found", 0.90),
+        gate("named side shown", generated, "side", 0.95),
+        gate("bits, no attack", marked, "none", 0.99),
+        *(gate(f"bits, {attack}", marked, attack, 0.90) for attack in ATTACKS),
+        gate("watermark, dB", marked, "psnr", 38),
+        gate("watermark, SSIM", marked, "ssim", 0.95),
+        gate("finding spared, dB", marked, "psnr_gap", 3),
+        gate("classifier change x 100", marked, "change", 1.0, direction="at most"),
+    ]
+
+
+GATES = [
+    Gate(name="shipped weights, MiB", measurement="weights", figure="size", required=40,
+         direction="at most"),
+    Gate(name="attention CNR", measurement="localisation", figure="cnr", required=1.1),
+    Gate(name="attention AUC", measurement="localisation", figure="auc", required=0.85),
+    Gate(name="attention on the right side", measurement="localisation", figure="side_correct",
+         required=0.95),
+    Gate(name="CNR over shuffled token", measurement="localisation",
+         figure="margin_shuffled_token", required=0, whole=True),
+    Gate(name="CNR over anatomical prior", measurement="localisation",
+         figure="margin_anatomical_prior", required=0, whole=True),
+    *_of_modality("chest"),
+    *_of_modality("fundus"),
+]  # fmt: skip
+
+
+def line(gate: Gate, measured: Mapping) -> str:
+    """One line: name, required, measured with its interval, pass or short."""
+    sign = ">=" if gate.direction == "at least" else "<="
+    verdict = "pass" if gate.passes(measured) else "short"
+    return f"{gate.name:32} {sign} {gate.required:<6g} {_shown(measured):28} {verdict}"
+
+
+def _shown(measured: Mapping) -> str:
+    if measured["value"] is None:
+        return "not measured"
+    text = f"{measured['value']:.3f}"
+    if measured["low"] is not None and measured["low"] != measured["high"]:
+        text += f" [{measured['low']:.3f}, {measured['high']:.3f}]"
+    return text
+
+
+def agrees(fresh: Mapping, recorded: Mapping) -> bool:
+    """Whether two figures with 95 % intervals could be of one truth.
+
+    The difference is at most `AGREEMENT` standard errors, taken from both intervals; a difference
+    within the rounding of the printed figures always agrees.
+    """
+    values = [fresh["value"], recorded["value"]]
+    if None in values:
+        return values[0] is values[1]
+    errors = [(f["high"] - f["low"]) / 3.92 for f in (fresh, recorded) if f["low"] is not None]
+    return abs(values[0] - values[1]) <= AGREEMENT * math.hypot(*errors) + 5e-3
+
+
+def measure(
+    sample: Sample, names: Iterable[str], *, keep: Path | None = None
+) -> dict[str, dict]:
+    """Run measurements by name; with `keep`, each finished one is kept there and not repeated."""
+    figures = {}
+    for name in dict.fromkeys(names):
+        part = keep / f"{name}.json" if keep else None
+        if part is not None and part.is_file():
+            document = read_result(part)
+            if document["config"] != sample.config():
+                raise ValueError(f"{part} is of another sample: {document['config']}")
+            figures[name] = document["values"]
+            continue
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        figures[name] = MEASUREMENTS[name](sample)
+        if part is not None:
+            record_result(part, figures[name], sample.config())
+            figures[name] = read_result(part)["values"]
+    return figures
+
+
+def judge(gates: Sequence[Gate], figures: Mapping[str, Mapping]) -> bool:
+    """Print one line per gate; True if all pass."""
+    missing = {"value": None, "low": None, "high": None}
+    pairs = [(gate, figures[gate.measurement].get(gate.figure, missing)) for gate in gates]
+    for gate, measured in pairs:
+        print(line(gate, measured))
+    return all(gate.passes(measured) for gate, measured in pairs)
+
+
+def compare(
+    gates: Sequence[Gate], figures: Mapping[str, Mapping], folder: Path, *, weights: str
+) -> bool:
+    """Print which gates' figures disagree with the recorded ones; True if none does.
+
+    weights: fingerprint of those measured; figures recorded of others disagree in any case.
+    """
+    fine = True
+    for gate in gates:
+        path = folder / f"{gate.measurement}.json"
+        document = read_result(path) if path.is_file() else None
+        if document is None or document["config"].get("weights") != weights:
+            why = "nothing is recorded" if document is None else "recorded of other weights"
+            print(f"{gate.name:32} {path.name}: {why}")
+            fine = False
+            continue
+        recorded = document["values"].get(gate.figure)
+        fresh = figures[gate.measurement].get(gate.figure)
+        if (recorded is None) != (fresh is None) or (fresh and not agrees(fresh, recorded)):
+            texts = ["nothing" if x is None else _shown(x) for x in (recorded, fresh)]
+            print(f"{gate.name:32} recorded {texts[0]}, now {texts[1]}: they disagree")
+            fine = False
+    if fine:
+        print(f"all {len(gates)} figures agree with the recorded ones")
+    return fine
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m medsign_lite.gates", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", type=Path, required=True, help="manifest of held-out phantoms")
+    parser.add_argument("--weights", type=Path, default=BUNDLED.parent)
+    parser.add_argument("--images", type=int, help="per modality; default 100, or 500 to record")
+    parser.add_argument("--seed", type=int, help="default 1, or 0 to record")
+    parser.add_argument("--steps", type=int, default=25, help="of the sampler")
+    parser.add_argument("--work", type=Path, help="generated samples and finished parts")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the recorded figures")
+    parser.add_argument("--record", action="store_true", help="write the recorded figures")
+    parser.add_argument("--only", nargs="+", default=list(MEASUREMENTS), choices=MEASUREMENTS)
+    options = parser.parse_args(arguments)
+    sample = Sample(
+        data=options.data,
+        weights=options.weights,
+        images=options.images or (500 if options.record else 100),
+        seed=options.seed if options.seed is not None else (0 if options.record else 1),
+        steps=options.steps,
+        work=options.work or ROOT / "build" / "gates" / ("recorded" if options.record else "fresh"),
+    )
+    gates = [gate for gate in GATES if gate.measurement in options.only]
+    keep = sample.folder / "parts" if options.record else None
+    figures = measure(sample, options.only, keep=keep)
+    passed = judge(gates, figures)
+    if options.record:
+        for name, values in figures.items():
+            record_result(options.results / f"{name}.json", values, sample.config())
+        print(f"recorded: {', '.join(figures)}")
+        return 0 if passed else 1
+    agreed = compare(gates, figures, options.results, weights=sample.fingerprint)
+    return 0 if passed and agreed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""The gates' decisions, their comparison with recorded figures, and resuming a recording."""
+
+import pytest
+import torch
+
+from medsign_lite import gates
+from medsign_lite.data import Record, write_manifest
+from medsign_lite.gate_measurements import MEASUREMENTS, RECORDED, Sample, figure
+from medsign_lite.gates import GATES, Gate, agrees, compare, judge, line, main, measure
+from medsign_lite.results import read_result, record_result
+
+
+def interval(value, low=None, high=None):
+    return {"value": value, "low": value if low is None else low,
+            "high": value if high is None else high}  # fmt: skip
+
+
+def gate(**changes):
+    settings = {"name": "bits", "measurement": "m", "figure": "f", "required": 0.9}
+    return Gate(**(settings | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "measured", "passes"),
+    [
+        ({}, interval(0.9), True),
+        ({}, interval(0.899, 0.88, 0.92), False),
+        ({"whole": True}, interval(0.95, 0.89, 0.99), False),
+        ({"whole": True}, interval(0.95, 0.91, 0.99), True),
+        ({"direction": "at most", "required": 1}, interval(1.0), True),
+        ({"direction": "at most", "required": 1}, interval(1.01), False),
+        ({"direction": "at most", "required": 1, "whole": True}, interval(0.9, 0.8, 1.1), False),
+        ({}, interval(float("nan")), False),
+        ({}, {"value": None, "low": None, "high": None}, False),
+    ],
+    ids=["equal", "below", "low end", "whole", "at most", "above", "high end", "nan", "none"],
+)
+def test_passes(changes, measured, passes):
+    assert gate(**changes).passes(measured) is passes
+
+
+def test_direction_is_one_of_two():
+    with pytest.raises(ValueError, match="at least.*'above'"):
+        gate(direction="above")
+
+
+def test_line_says_everything():
+    text = line(gate(), interval(0.85, 0.8, 0.9))
+    for part in ("bits", ">= 0.9", "0.850 [0.800, 0.900]", "short"):
+        assert part in text
+    assert line(gate(), interval(0.95)).split()[-1] == "pass"
+
+
+def test_every_gate_has_its_measurement_and_the_issues_numbers():
+    assert {g.measurement for g in GATES} <= set(MEASUREMENTS)
+    assert len({g.name for g in GATES}) == len(GATES)
+    required = {(g.measurement, g.figure): g.required for g in GATES}
+    for modality in ("chest", "fundus"):
+        assert required["reconstruction_" + modality, "psnr"] == 34
+        assert required["watermark_" + modality, "none"] == 0.99
+        assert required["watermark_" + modality, "psnr_gap"] == 3
+    assert required["localisation", "cnr"] == 1.1
+
+
+def test_agrees_within_four_standard_errors_of_the_difference():
+    # Intervals of 3.92 have a standard error of 1 each; of the difference it is 1.414.
+    recorded = interval(0.0, -1.96, 1.96)
+    assert agrees(interval(5.6, 3.64, 7.56), recorded)
+    assert not agrees(interval(5.7, 3.74, 7.66), recorded)
+
+
+def test_agrees_without_intervals_needs_the_same_figure():
+    assert agrees(interval(12.0), interval(12.004))
+    assert not agrees(interval(12.0), interval(12.1))
+    nothing = {"value": None, "low": None, "high": None}
+    assert agrees(nothing, nothing) and not agrees(nothing, interval(1.0))
+
+
+def test_figure_takes_a_rows_interval_or_the_value_alone():
+    assert figure({"x": 2.0, "x_low": 1.0, "x_high": 3.0}, "x") == interval(2.0, 1.0, 3.0)
+    assert figure({"x": 2.0}, "x") == interval(2.0)
+
+
+def test_judge_is_false_if_one_falls_short_or_was_not_measured(capsys):
+    figures = {"m": {"f": interval(0.95)}}
+    assert judge([gate()], figures)
+    assert not judge([gate(), gate(name="other", figure="g")], figures)
+    assert "not measured" in capsys.readouterr().out
+
+
+def test_compare_names_what_is_missing_other_or_different(tmp_path, capsys):
+    figures = {"m": {"f": interval(0.95, 0.94, 0.96)}}
+    assert not compare([gate()], figures, tmp_path, weights="abc")
+    assert "m.json: nothing is recorded" in capsys.readouterr().out
+    record_result(tmp_path / "m.json", figures["m"], {"weights": "abc"})
+    assert compare([gate()], figures, tmp_path, weights="abc")
+    assert not compare([gate()], figures, tmp_path, weights="other")
+    assert "other weights" in capsys.readouterr().out
+    changed = {"m": {"f": interval(0.5, 0.49, 0.51)}}
+    assert not compare([gate()], changed, tmp_path, weights="abc")
+    assert "recorded 0.950 [0.940, 0.960], now 0.500" in capsys.readouterr().out
+
+
+@pytest.fixture
+def weights(tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def sample_of(tmp_path, weights, **changes):
+    settings = {"data": tmp_path / "manifest.csv", "weights": weights, "images": 3, "seed": 1,
+                "steps": 2, "work": tmp_path / "work"}  # fmt: skip
+    return Sample(**(settings | changes))
+
+
+def test_measure_keeps_finished_parts_and_goes_on(tmp_path, weights, monkeypatch):
+    calls = []
+
+    def count(name):
+        calls.append(name)
+        if name == "second" and calls.count("second") == 1:
+            raise KeyboardInterrupt
+        return {"f": interval(1.0)}
+
+    for name in ("first", "second"):
+        monkeypatch.setitem(MEASUREMENTS, name, lambda sample, name=name: count(name))
+    sample = sample_of(tmp_path, weights)
+    with pytest.raises(KeyboardInterrupt):
+        measure(sample, ["first", "second"], keep=tmp_path / "parts")
+    figures = measure(sample, ["first", "second"], keep=tmp_path / "parts")
+    assert calls == ["first", "second", "second"]
+    assert figures["first"]["f"]["value"] == 1.0
+    with pytest.raises(ValueError, match="another sample"):
+        measure(sample_of(tmp_path, weights, seed=2), ["first"], keep=tmp_path / "parts")
+
+
+def test_main_exits_by_gates_and_by_agreement(tmp_path, weights, monkeypatch, capsys):
+    monkeypatch.setattr(gates, "GATES", [gate(measurement="weights", figure="size", required=0)])
+    common = ["--data", str(tmp_path / "manifest.csv"), "--weights", str(weights),
+              "--results", str(tmp_path / "results"), "--only", "weights",
+              "--work", str(tmp_path / "work")]  # fmt: skip
+    assert main(common) == 1  # it passes, but nothing is recorded
+    assert main([*common, "--record"]) == 0
+    document = read_result(tmp_path / "results" / "weights.json")
+    assert document["config"]["images"] == 500 and document["config"]["seed"] == 0
+    assert main(common) == 0
+    monkeypatch.setattr(gates, "GATES", [gate(measurement="weights", figure="size", required=9)])
+    assert main(common) == 1
+    assert "short" in capsys.readouterr().out
+
+
+class _Tokenizer:
+    model_max_length = 9
+
+    def __call__(self, text, **_):
+        return type("Encoding", (), {"input_ids": [0] * (len(text.split()) + 2)})
+
+
+def test_records_are_reproducible_and_fresh_ones_come_after_the_recorded(tmp_path, weights):
+    records = [
+        Record(id=str(i), image=tmp_path / f"{i}.png", modality="chest", split="test",
+               report="no finding" if i else "a report that is much longer than that limit is")
+        for i in range(RECORDED + 11)
+    ]  # fmt: skip
+    write_manifest(tmp_path / "manifest.csv", records)
+
+    def ids(**changes):
+        sample = sample_of(tmp_path, weights, **changes)
+        sample.__dict__["pipeline"] = type("Pipeline", (), {"tokenizer": _Tokenizer()})
+        return [int(record.id) for record in sample.records("chest")]
+
+    assert ids(seed=0) == [1, 2, 3]  # report 0 is too long
+    assert ids() == ids() and ids() != ids(seed=2)
+    assert min(ids(images=10)) > RECORDED
+    with pytest.raises(ValueError, match="600 chest images are needed"):
+        ids(images=600)
+
+
+def test_each_measurement_has_its_own_stream(tmp_path, weights):
+    sample = sample_of(tmp_path, weights)
+    draws = [torch.rand(1, generator=sample.generator(name)).item() for name in ("a", "b", "a")]
+    assert draws[0] == draws[2] != draws[1]
