@@ -101,7 +101,7 @@ def class_profile() -> Profile:
         name="class",
         training_images=512, image_size=128,
         autoencoder_steps=40, denoiser_steps=40, prompts=8, sampling_steps=25, guidance=3.0,
-        extractor_steps=300, extractor_batch=32, whitening_images=512,
+        extractor_steps=200, extractor_batch=64, whitening_images=512,
         decoder_images=32, decoder_steps=60, decoder_batch=4, decoder_learning_rate=5e-4,
         evaluation_images=24, unmarked_images=1000, resamples=1000,
         from_nothing=False, own_pipeline=False, disk_megabytes=500,
