@@ -47,22 +47,20 @@ def load_pipeline(
     parts = {}
     if unet is not None:
         # A .bin is taken too; diffusers reads it with weights_only=True.
-        parts["unet"] = UNet2DConditionModel.from_pretrained(
-            unet, local_files_only=True, torch_dtype=dtype
-        )
+        parts["unet"] = UNet2DConditionModel.from_pretrained(unet, local_files_only=True)
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder,
         local_files_only=True,
         safety_checker=None,
         requires_safety_checker=False,
-        torch_dtype=dtype,  # without it, transformers 5 keeps the text encoder's half precision
         **parts,
     )
     _check_fit(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         freeze(part)
-    return pipeline.to(device, dtype)
+    pipeline.text_encoder.float()  # diffusers' parts are, transformers keeps the file's precision
+    return pipeline.to(device) if dtype == torch.float32 else pipeline.to(device, dtype)
 
 
 def _check_fit(pipeline: StableDiffusionPipeline) -> None:
