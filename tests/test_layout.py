@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
