@@ -114,6 +114,16 @@ class Judge(nn.Module):
             levels.append(x)
         return levels
 
+    def start_from(self, other: "Judge") -> None:
+        """Copy another judge's four stages, the part that sees the image.
+
+        A segmenter that starts from a trained classifier needs a fraction of the steps.
+
+        Raises:
+            ValueError: if the stages are of another shape.
+        """
+        load_strictly(self.stages, other.stages.state_dict(), name="stages to start from")
+
     def indices(self, names: Sequence[str]) -> list[int]:
         """Positions of findings among the outputs.
 
@@ -192,6 +202,7 @@ class FindingSegmenter(Judge):
         )
         self.merge = nn.ModuleList(_convolution(widths[level], widths[level]) for level in range(3))
         self.head = nn.Conv2d(widths[0], len(config.findings), 1)
+        nn.init.constant_(self.head.bias, -3.0)  # most pixels are outside of most findings
 
     def coarse(self, image: Tensor) -> Tensor:
         """Logits (B, F, size/2, size/2) of an image (B, 3, H, W) in [0, 1]; these are trained."""

@@ -199,6 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, help="length of the run in all")
     length.add_argument("--steps", type=int, help="the same in optimiser steps")
+    parser.add_argument(
+        "--start", type=Path, help="classifier whose stages a segmenter starts from"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -207,7 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     network = {"classifier": FindingClassifier, "segmenter": FindingSegmenter}[options.pop("kind")]
     records = read_manifest(options.pop("data"), check_files=False)
     torch.manual_seed(options["seed"])  # the network's first weights
-    judge = network().to(options.pop("device"), memory_format=torch.channels_last)
+    device = options.pop("device")
+    judge = network().to(device, memory_format=torch.channels_last)
+    if (start := options.pop("start")) is not None:
+        judge.start_from(load_classifier(start, device=device))
     splits = {"train": [], "validation": [], "test": []}
     for record in records:
         splits[record.split].append(record)

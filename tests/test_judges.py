@@ -146,6 +146,17 @@ def test_save_and_load_give_the_same_answers(classifier, segmenter, tmp_path):
         judges.load_classifier(tmp_path / "s")
 
 
+def test_start_from_copies_what_sees_the_image(classifier):
+    torch.manual_seed(1)
+    segmenter = FindingSegmenter(config("segmenter")).eval()
+    image = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(segmenter.features(image)[-1], classifier.features(image)[-1])
+    segmenter.start_from(classifier)
+    assert torch.equal(segmenter.features(image)[-1], classifier.features(image)[-1])
+    with pytest.raises(ValueError, match="stages to start from"):
+        segmenter.start_from(FindingClassifier(JudgeConfig(kind="classifier")))
+
+
 # The data
 
 
