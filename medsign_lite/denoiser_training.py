@@ -301,6 +301,7 @@ def save_pipeline(
     folder: str | Path, model: torch.nn.ModuleDict, tokenizer: CLIPTokenizer, vae: AutoencoderKL
 ) -> StableDiffusionPipeline:
     """Assemble an ordinary pipeline and write it in half precision."""
+    vae.register_to_config(_name_or_path="")  # a path of this machine is nobody else's business
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=model["text_encoder"].cpu().eval(),
