@@ -46,7 +46,7 @@ def test_pipeline_folder_is_the_users_then_the_runs_own_then_the_bundled_one(tmp
     full = make(tmp_path, profile="full")
     with pytest.raises(FileNotFoundError, match="made by the notebook 01_text_to_image_ldm"):
         _ = full.pipeline_folder
-    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline").mkdir(exist_ok=True)
     (tmp_path / "pipeline" / "model_index.json").touch()
     assert full.pipeline_folder == tmp_path / "pipeline"
     assert make(tmp_path, profile="full", pipeline=ROOT).pipeline_folder == ROOT
