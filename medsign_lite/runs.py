@@ -91,7 +91,7 @@ class Run:
         Raises:
             FileNotFoundError: if it is missing; says which notebook makes it and how to run it.
         """
-        path = self.path(filename)
+        path = self.folder / filename
         if not path.exists():
             raise FileNotFoundError(
                 f"{filename} is missing from the run folder {self.folder}. It is made by the "
