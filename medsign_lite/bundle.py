@@ -79,7 +79,8 @@ def stages(
         publish(work / "denoiser" / "pipeline", "pipeline")
 
     def judge(kind: str) -> None:
-        run(judges, kind, kind, "--data", data)
+        start = ("--start", weights / "classifier") if kind == "segmenter" else ()
+        run(judges, kind, kind, "--data", data, *start)
         made = work / f"{kind}_weights"
         made.mkdir(exist_ok=True)
         for file in ("model.safetensors", "config.json"):
