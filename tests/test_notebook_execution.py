@@ -1,10 +1,14 @@
+import base64
+import io
 import os
 import sys
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from notebook_samples import write_notebook
+from PIL import Image
 
 from medsign_lite.notebook_execution import (
     WIDGET_VIEW,
@@ -105,3 +109,33 @@ def test_committed_form_drops_what_changes_and_keeps_what_teaches():
     assert warning.text == "a warning" and view.data == {"text/plain": "a slider"}
     assert "papermill" in cells[1].metadata, "the argument was changed"
     nbformat.validate(notebook)
+
+
+def png(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_committed_figures_are_smaller_and_look_the_same():
+    ramp = np.linspace(0, 255, 256, dtype=np.uint8)
+    down, across = np.meshgrid(ramp, ramp)
+    colours = np.stack([down, across, np.full_like(down, 90)], axis=-1)
+    noise = np.random.default_rng(0).integers(-4, 5, colours.shape)
+    figure = png(np.clip(colours.astype(int) + noise, 0, 255).astype(np.uint8))
+    output = new_output("display_data", data={"image/png": figure})
+    committed = committed_form(new_notebook(cells=[new_code_cell("1", outputs=[output])]))
+    stored = committed.cells[0].outputs[0].data["image/png"]
+    assert len(stored) < len(figure) / 2
+    with Image.open(io.BytesIO(base64.b64decode(stored))) as shown:
+        difference = np.asarray(shown.convert("RGB"), int) - colours
+    assert np.abs(difference).mean() < 8
+
+
+def test_committed_grey_figures_are_exact():
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    output = new_output("display_data", data={"image/png": png(np.stack([grey] * 3, axis=-1))})
+    committed = committed_form(new_notebook(cells=[new_code_cell("1", outputs=[output])]))
+    stored = base64.b64decode(committed.cells[0].outputs[0].data["image/png"])
+    with Image.open(io.BytesIO(stored)) as shown:
+        assert np.array_equal(np.asarray(shown.convert("L")), grey)
