@@ -17,15 +17,34 @@ import numpy as np
 from data_prep.phantom import coordinate_grid, smooth_step, soft_ellipse
 
 ANATOMY = {  # (low, high) of the patient's and the film's variation
-    "zoom": (0.93, 1.06), "tilt": (-0.04, 0.04), "shift_x": (-0.05, 0.05), "shift_y": (-0.04, 0.04),
-    "rotation": (-0.03, 0.03), "cage": (0.70, 0.80), "apex": (-0.84, -0.74), "dome": (0.36, 0.54),
-    "dome_step": (0.02, 0.09), "dome_height": (0.14, 0.24), "apex_x": (0.27, 0.33),
-    "heart_ratio": (0.42, 0.49), "heart_axis": (0.35, 0.65), "knob": (0.06, 0.085),
-    "torso": (0.98, 1.25), "shoulder": (0.2, 0.36), "thickness": (0.92, 1.04),
-    "breast": (-0.10, 0.13), "rib_pitch": (0.145, 0.17), "rib_phase": (0.0, 1.0),
-    "rib_drop": (0.2, 0.3), "rib_weight": (0.10, 0.15), "clavicle": (0.12, 0.26),
-    "bubble": (-0.1, 0.26), "bubble_x": (0.28, 0.42), "vessels": (0.8, 1.25),
-    "film_middle": (0.50, 0.62), "film_slope": (3.7, 4.6),
+    "zoom": (0.93, 1.06),
+    "tilt": (-0.04, 0.04),
+    "shift_x": (-0.05, 0.05),
+    "shift_y": (-0.04, 0.04),
+    "rotation": (-0.03, 0.03),
+    "cage": (0.70, 0.80),
+    "apex": (-0.84, -0.74),
+    "dome": (0.36, 0.54),
+    "dome_step": (0.02, 0.09),
+    "dome_height": (0.14, 0.24),
+    "apex_x": (0.27, 0.33),
+    "heart_ratio": (0.42, 0.49),
+    "heart_axis": (0.35, 0.65),
+    "knob": (0.06, 0.085),
+    "torso": (0.98, 1.25),
+    "shoulder": (0.2, 0.36),
+    "thickness": (0.92, 1.04),
+    "breast": (-0.10, 0.13),
+    "rib_pitch": (0.145, 0.17),
+    "rib_phase": (0.0, 1.0),
+    "rib_drop": (0.2, 0.3),
+    "rib_weight": (0.10, 0.15),
+    "clavicle": (0.12, 0.26),
+    "bubble": (-0.1, 0.26),
+    "bubble_x": (0.28, 0.42),
+    "vessels": (0.8, 1.25),
+    "film_middle": (0.50, 0.62),
+    "film_slope": (3.7, 4.6),
 }
 
 
@@ -53,8 +72,11 @@ def heart(a: SimpleNamespace, f: SimpleNamespace, ratio: float) -> np.ndarray:
     def left(y):
         s = np.clip((y - top) / (bottom - top), 0, 1.2)
         apex = np.sqrt(np.clip(1 - (np.maximum(s - 0.78, 0) / 0.3) ** 2, 0, 1))
-        return (0.085 + (0.66 * width - 0.085) * np.sin(
-            np.minimum(s / 0.78, 1) ** (1 + a.heart_axis * round_off) * np.pi / 2)) * apex
+        return (
+            0.085
+            + (0.66 * width - 0.085)
+            * np.sin(np.minimum(s / 0.78, 1) ** (1 + a.heart_axis * round_off) * np.pi / 2)
+        ) * apex
 
     def right(y):
         s = np.clip((y - top) / (bottom - top), 0, 1.2)
@@ -90,14 +112,16 @@ def lay_out(a: SimpleNamespace, size: int) -> SimpleNamespace:
     f.lateral = lookup(f.y, wall) - f.across
     f.medial = f.across - lookup(f.y, inner)
     offset = (f.across - np.float32(0.5 * a.cage)) / np.float32(0.5 * a.cage)
-    dome = np.float32(a.dome) + np.float32(a.dome_height) * offset * offset * (
-        1 + 0.35 * offset) + np.float32(a.dome_step / 2) * (1 + f.sign)
+    dome = (
+        np.float32(a.dome)
+        + np.float32(a.dome_height) * offset * offset * (1 + 0.35 * offset)
+        + np.float32(a.dome_step / 2) * (1 + f.sign)
+    )
     f.above = dome - f.y
     rim = 1 - np.clip(f.lateral / np.float32(0.3), 0, 1)
     chord = np.sqrt(1 - rim * rim)
     f.lung = chord * smooth_step(f.medial, 0.03) * smooth_step(f.above, f.edge * 1.2)
-    f.lung *= smooth_step(f.y - a.apex - 0.02, 0.05) * (
-        0.78 + 0.22 * smooth_step(f.y + 0.45, 0.35))
+    f.lung *= smooth_step(f.y - a.apex - 0.02, 0.05) * (0.78 + 0.22 * smooth_step(f.y + 0.45, 0.35))
     return f
 
 
@@ -127,7 +151,7 @@ def skeleton(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
     discs = f.y / np.float32(0.135)
     discs = np.abs(discs - np.floor(discs) - 0.5)
     vertebrae = 0.8 + 0.2 * smooth_step(0.36 - discs, 0.08)
-    pedicles = smooth_step(0.22 - discs, 0.12) * np.exp(-((np.abs(centre) - 0.055) / 0.02) ** 2)
+    pedicles = smooth_step(0.22 - discs, 0.12) * np.exp(-(((np.abs(centre) - 0.055) / 0.02) ** 2))
     density += column * vertebrae * 0.13 + 0.05 * pedicles
 
     along = np.clip((f.across - 0.09 - a.rotation * f.sign) / 0.72, 0, 1.2)
@@ -141,8 +165,11 @@ def skeleton(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
     top = a.apex + 0.13 - a.clavicle * 0.5
     density += 0.13 * soft_ellipse(f.across, f.y, (head, top), (0.12, 0.13), softness=0.2)
     blade = (f.across - head + 0.12 + 0.12 * (f.y - top), 0.35 * (f.y - top) - 0.13)
-    density += 0.07 * smooth_step(0.09 - np.abs(blade[0]), 0.02) * smooth_step(
-        0.13 - np.abs(blade[1]), 0.03)
+    density += (
+        0.07
+        * smooth_step(0.09 - np.abs(blade[0]), 0.02)
+        * smooth_step(0.13 - np.abs(blade[1]), 0.03)
+    )
     return density
 
 
@@ -170,8 +197,9 @@ def strokes(f, a, start, angle, bend, length, *, sigma: float, weight: float) ->
     index = (top * size + left)[ok]
     mass, wx, wy = mass[ok], wx[ok], wy[ok]
     places = np.concatenate([index, index + 1, index + size, index + size + 1])
-    shares = np.concatenate([mass * (1 - wx) * (1 - wy), mass * wx * (1 - wy),
-                             mass * (1 - wx) * wy, mass * wx * wy])
+    shares = np.concatenate(
+        [mass * (1 - wx) * (1 - wy), mass * wx * (1 - wy), mass * (1 - wx) * wy, mass * wx * wy]
+    )
     image = np.bincount(places, weights=shares, minlength=size * size).astype(np.float32)
     blur = _blur_matrix(size, sigma)
     scale = weight * sigma * 2.5 * size * size / 4
@@ -196,8 +224,13 @@ def vessels(a: SimpleNamespace, f: SimpleNamespace, g: np.random.Generator) -> n
         heading = angle[:, None] + bend[:, None] * (t - 0.5)
         middle = angle[:, None] + bend[:, None] * (t / 2 - 0.5)
         turn = g.choice([-1.0, 1.0], t.shape) * g.uniform(0.35, 0.95, t.shape)
-        start = np.stack([start[:, :1] + np.cos(middle) * t * length[:, None],
-                          start[:, 1:] + np.sin(middle) * t * length[:, None]], -1).reshape(-1, 2)
+        start = np.stack(
+            [
+                start[:, :1] + np.cos(middle) * t * length[:, None],
+                start[:, 1:] + np.sin(middle) * t * length[:, None],
+            ],
+            -1,
+        ).reshape(-1, 2)
         length = (length[:, None] * g.uniform(0.35, 0.6, t.shape)).ravel()
         angle, bend = (heading + turn).ravel(), g.normal(0, 0.5, t.size)
     total *= np.float32(a.vessels)
@@ -208,18 +241,36 @@ def tissues(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
     """Body, neck, shoulders, breasts and the belly with its gas; no bone, lung or heart."""
     slope = np.clip((f.across - 0.27) / 0.8, 0, 1)
     shoulder = a.apex - 0.17 + a.shoulder * slope * slope
-    body = np.maximum(smooth_step(f.y - shoulder, 0.03), smooth_step(
-        0.27 + 0.5 * np.maximum(f.y - a.apex + 0.2, 0) - f.across, 0.06))
+    body = np.maximum(
+        smooth_step(f.y - shoulder, 0.03),
+        smooth_step(0.27 + 0.5 * np.maximum(f.y - a.apex + 0.2, 0) - f.across, 0.06),
+    )
     reach = np.maximum(a.torso + 0.4 * smooth_step(-0.2 - f.y, 0.3), 0.3)
     chord = np.sqrt(np.clip(1 - (f.across / reach) ** 2, 0, 1))
     tissue = a.thickness * body * chord * (0.76 + 0.24 * smooth_step(f.y + 0.75, 0.4))
     within = smooth_step(f.lateral, 0.04)
-    belly = 0.28 * chord * (
-        within * smooth_step(-f.above, 0.05) + (1 - within) * smooth_step(f.y - a.dome - 0.1, 0.4))
-    breast = max(a.breast, 0) * 1.4 * soft_ellipse(
-        f.across, f.y, (0.5 * a.cage + 0.08, a.dome - 0.2), (0.36, 0.34), softness=0.12)
-    gas = max(a.bubble, 0) * 1.5 * soft_ellipse(
-        f.x, f.y, (a.bubble_x, a.dome + a.dome_step + 0.13), (0.15, 0.09), softness=0.35)
+    belly = (
+        0.28
+        * chord
+        * (
+            within * smooth_step(-f.above, 0.05)
+            + (1 - within) * smooth_step(f.y - a.dome - 0.1, 0.4)
+        )
+    )
+    breast = (
+        max(a.breast, 0)
+        * 1.4
+        * soft_ellipse(
+            f.across, f.y, (0.5 * a.cage + 0.08, a.dome - 0.2), (0.36, 0.34), softness=0.12
+        )
+    )
+    gas = (
+        max(a.bubble, 0)
+        * 1.5
+        * soft_ellipse(
+            f.x, f.y, (a.bubble_x, a.dome + a.dome_step + 0.13), (0.15, 0.09), softness=0.35
+        )
+    )
     return tissue + belly + breast * body - gas * smooth_step(-0.03 - f.above, 0.03)
 
 
@@ -227,8 +278,9 @@ def mediastinum(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
     """Great vessels, aortic knob and hilar roots, thickness in [0, 1]."""
     half = lookup(f.y, lambda y: 0.10 + 0.05 * np.clip((y + 0.5) / 0.6, 0, 1) ** 2)
     band = smooth_step(half - np.abs(f.x - f.middle), f.edge * 1.5)
-    knob = soft_ellipse(f.x, f.y, (f.middle + 0.075, -0.35), (a.knob, a.knob * 1.4),
-                        softness=f.edge * 8)
+    knob = soft_ellipse(
+        f.x, f.y, (f.middle + 0.075, -0.35), (a.knob, a.knob * 1.4), softness=f.edge * 8
+    )
     trunk = soft_ellipse(f.x, f.y, (f.middle + 0.09, -0.17), (0.085, 0.14), softness=f.edge * 10)
     return np.maximum(np.maximum(band, knob), trunk)
 

@@ -134,9 +134,15 @@ def edema(a: SimpleNamespace, f: SimpleNamespace, finding: Finding, g) -> np.nda
     down = np.tile(np.linspace(0.02, 0.3, count // 2), 2) + g.normal(0, 0.01, count)
     across = g.uniform(0.36, 0.5, count)
     lines = strokes(
-        f, a, np.stack([side * across, down], axis=1),
-        np.where(side > 0, 0.0, np.pi) + g.normal(0, 0.12, count), g.normal(0, 0.2, count),
-        g.uniform(0.06, 0.11, count), sigma=0.003, weight=0.9)
+        f,
+        a,
+        np.stack([side * across, down], axis=1),
+        np.where(side > 0, 0.0, np.pi) + g.normal(0, 0.12, count),
+        g.normal(0, 0.2, count),
+        g.uniform(0.06, 0.11, count),
+        sigma=0.003,
+        weight=0.9,
+    )
     fill = haze * (1 + 0.13 * cloudy + lines)
     return np.clip(fill * (0.45 + 0.4 * finding.severity), 0, 0.95)
 
@@ -163,7 +169,7 @@ def pneumothorax(a: SimpleNamespace, f: SimpleNamespace, finding: Finding, g):
     shrink = 0.10 + 0.4 * finding.severity * g.uniform(0.9, 1.1)
 
     def shrunken(y):
-        kept = 1 - shrink * (1 - 0.3 * np.exp(-((y + 0.1) / 0.3) ** 2))
+        kept = 1 - shrink * (1 - 0.3 * np.exp(-(((y + 0.1) / 0.3) ** 2)))
         if finding.zone == "apical":
             kept = 1 - shrink * smooth_step(0.12 - y, 0.5)
         wall, inner = f.wall(y - drop), f.inner(y - drop)
@@ -183,5 +189,8 @@ def pneumothorax(a: SimpleNamespace, f: SimpleNamespace, finding: Finding, g):
 
 
 OPACITIES: dict[str, Callable[..., np.ndarray]] = {
-    "pneumonia": pneumonia, "atelectasis": atelectasis, "edema": edema, "effusion": effusion,
+    "pneumonia": pneumonia,
+    "atelectasis": atelectasis,
+    "edema": edema,
+    "effusion": effusion,
 }

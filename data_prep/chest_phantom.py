@@ -27,8 +27,10 @@ def _generators(seed: int) -> dict[str, np.random.Generator]:
     """One independent stream per purpose, so that one choice does not shift another."""
     purposes = ("anatomy", "vessels", "texture", "noise", "choice", "report", *FINDINGS)
     children = np.random.SeedSequence(seed).spawn(len(purposes))
-    return {name: np.random.Generator(np.random.PCG64(child))
-            for name, child in zip(purposes, children, strict=True)}
+    return {
+        name: np.random.Generator(np.random.PCG64(child))
+        for name, child in zip(purposes, children, strict=True)
+    }
 
 
 def _choose_findings(generator: np.random.Generator) -> tuple[str, ...]:
@@ -51,9 +53,7 @@ def _texture(g: np.random.Generator, size: int) -> np.ndarray:
     return total
 
 
-def draw_chest(
-    seed: int, *, size: int = 128, findings: tuple[str, ...] | None = None
-) -> Phantom:
+def draw_chest(seed: int, *, size: int = 128, findings: tuple[str, ...] | None = None) -> Phantom:
     """Draw one chest radiograph with its report and the exact mask of each finding.
 
     Args:
@@ -76,8 +76,9 @@ def draw_chest(
     placed = {finding.name: finding for finding in place_findings(findings, g)}
     report, named = chest_report(tuple(placed.values()), g["report"])
 
-    a = SimpleNamespace(**{name: float(g["anatomy"].uniform(*limits))
-                           for name, limits in anatomy.ANATOMY.items()})
+    a = SimpleNamespace(
+        **{name: float(g["anatomy"].uniform(*limits)) for name, limits in anatomy.ANATOMY.items()}
+    )
     f = anatomy.lay_out(a, size)
     centre = anatomy.mediastinum(a, f)
     heart = anatomy.heart(a, f, a.heart_ratio)
@@ -94,8 +95,7 @@ def draw_chest(
     markings = np.ones_like(lung)
     gas = line = fluid = None
     if "pneumothorax" in placed:
-        gas, line = chest_findings.pneumothorax(
-            a, f, placed["pneumothorax"], g["pneumothorax"])
+        gas, line = chest_findings.pneumothorax(a, f, placed["pneumothorax"], g["pneumothorax"])
         contributions["pneumothorax"] = gas
         markings = 1 - gas
     for name, draw in chest_findings.OPACITIES.items():
@@ -118,9 +118,7 @@ def draw_chest(
     if fluid is not None:
         density += fluid
     film = 1 / (1 + np.exp(-a.film_slope * (density - a.film_middle)))
-    film = 0.02 + 0.94 * film + NOISE * g["noise"].standard_normal(
-        (size, size), dtype=np.float32)
+    film = 0.02 + 0.94 * film + NOISE * g["noise"].standard_normal((size, size), dtype=np.float32)
     image = np.clip(np.round(film * 255), 0, 255).astype(np.uint8)
-    masks = tuple(
-        contributions[name] > MASK_LEVEL * contributions[name].max() for name in findings)
+    masks = tuple(contributions[name] > MASK_LEVEL * contributions[name].max() for name in findings)
     return Phantom(image=image, report=report, findings=named, masks=masks, modality="chest")

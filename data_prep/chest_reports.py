@@ -43,20 +43,38 @@ NEGATIVES = {
     "effusion": ("pleural effusion", "pleural fluid"),
 }
 OPENINGS = (
-    "{}.", "{}.", "{}.", "There is {}.", "Findings consistent with {}.", "New {}.", "Stable {}.",
-    "Persistent {}.", "Interval development of {}.", "Again seen is {}.", "Impression: {}.",
+    "{}.",
+    "{}.",
+    "{}.",
+    "There is {}.",
+    "Findings consistent with {}.",
+    "New {}.",
+    "Stable {}.",
+    "Persistent {}.",
+    "Interval development of {}.",
+    "Again seen is {}.",
+    "Impression: {}.",
 )
 NORMAL_REPORTS = (
-    "No acute cardiopulmonary process.", "No acute cardiopulmonary abnormality.",
-    "Normal chest radiograph.", "Clear lungs.", "No acute findings.", "The lungs are clear.",
+    "No acute cardiopulmonary process.",
+    "No acute cardiopulmonary abnormality.",
+    "Normal chest radiograph.",
+    "Clear lungs.",
+    "No acute findings.",
+    "The lungs are clear.",
 )
 NORMAL_HEART = (
-    "Heart size is normal.", "The cardiac silhouette is within normal limits.",
-    "Normal heart size.", "The cardiomediastinal silhouette is unremarkable.",
+    "Heart size is normal.",
+    "The cardiac silhouette is within normal limits.",
+    "Normal heart size.",
+    "The cardiomediastinal silhouette is unremarkable.",
 )
 NORMAL_REST = (
-    "Mediastinal contours are unremarkable.", "No acute osseous abnormality.",
-    "The bony thorax is intact.", "The trachea is midline.", "Visualised bones are intact.",
+    "Mediastinal contours are unremarkable.",
+    "No acute osseous abnormality.",
+    "The bony thorax is intact.",
+    "The trachea is midline.",
+    "Visualised bones are intact.",
 )
 
 
@@ -73,8 +91,13 @@ def _place(finding: Finding, word: str, generator: np.random.Generator) -> str:
     if finding.name == "edema":
         if word == "congestion":
             return _choose(generator, ("pulmonary vascular congestion", "perihilar congestion"))
-        kinds = ("pulmonary edema", "bilateral perihilar edema", "interstitial edema",
-                 "perihilar pulmonary edema", "bilateral pulmonary edema")
+        kinds = (
+            "pulmonary edema",
+            "bilateral perihilar edema",
+            "interstitial edema",
+            "perihilar pulmonary edema",
+            "bilateral pulmonary edema",
+        )
         return _choose(generator, kinds)
     if finding.name == "effusion":
         if side == "bilateral" and word == "effusion" and generator.random() < 0.3:

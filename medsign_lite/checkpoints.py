@@ -115,8 +115,9 @@ def _read_config(path: Path) -> dict:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not text
-        raise ValueError(f"{path}: expected JSON, got {path.stat().st_size} bytes that are not: "
-                         f"{error}") from error
+        raise ValueError(
+            f"{path}: expected JSON, got {path.stat().st_size} bytes that are not: {error}"
+        ) from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
     return config
@@ -179,7 +180,10 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], *, name: str) -> 
     problems = [
         f"{len(keys)} {what} ({'; '.join(keys[:3])}{'; ...' if len(keys) > 3 else ''})"
         for what, keys in (
-            ("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+        )
         if keys
     ]
     if problems:

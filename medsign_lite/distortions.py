@@ -123,9 +123,9 @@ def jpeg(image: Tensor, quality: int = 50, *, subsampling: int = 2) -> Tensor:
     _check(image)
     require(1 <= quality <= 100 and quality == int(quality), "whole quality 1 to 100", quality)
     require(subsampling in (0, 1, 2), "subsampling 0 (4:4:4), 1 (4:2:2) or 2 (4:2:0)", subsampling)
-    decoded = np.stack([
-        _through_jpeg(pixels, int(quality), subsampling) for pixels in to_bytes(image).numpy()
-    ])  # (B, H, W, 3) uint8
+    decoded = np.stack(
+        [_through_jpeg(pixels, int(quality), subsampling) for pixels in to_bytes(image).numpy()]
+    )  # (B, H, W, 3) uint8
     decoded = torch.from_numpy(decoded).to(image.device).permute(0, 3, 1, 2).to(image.dtype) / 255
     return decoded + (image - image.detach())  # the second term is 0 and carries the gradient
 

@@ -110,9 +110,7 @@ def _unmarked_row(
     if counts is None:
         return {}
     accuracy = counts.reshape(len(counts), -1).double().mean(dim=1) / bits
-    row = mean_row(
-        "unmarked_bit_accuracy", accuracy, resamples=resamples, generator=generator
-    )
+    row = mean_row("unmarked_bit_accuracy", accuracy, resamples=resamples, generator=generator)
     return row | {"false_positives": int((counts >= needed).sum())}
 
 

@@ -148,7 +148,10 @@ class Embedder(nn.Module):
         inputs, channels = 3 * config.embedder_fold**2, config.embedder_channels
         self.blocks = nn.ModuleList(
             Block(
-                inputs if index == 0 else channels, channels, config, norm=config.embedder_norm,
+                inputs if index == 0 else channels,
+                channels,
+                config,
+                norm=config.embedder_norm,
                 padding=config.embedder_padding,
             )  # fmt: skip
             for index in range(config.embedder_depth)

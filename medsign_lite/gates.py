@@ -58,9 +58,7 @@ def _of_modality(modality: str) -> list[Gate]:
 
     def gate(name: str, measurement: str, figure: str, required: float, **options) -> Gate:
         name = f"{modality}: {name}"
-        return Gate(
-            name=name, measurement=measurement, figure=figure, required=required, **options
-        )
+        return Gate(name=name, measurement=measurement, figure=figure, required=required, **options)
 
     return [
         gate("reconstruction, dB", f"reconstruction_{modality}", "psnr", 34),
@@ -120,9 +118,7 @@ def agrees(fresh: Mapping, recorded: Mapping) -> bool:
     return abs(values[0] - values[1]) <= AGREEMENT * math.hypot(*errors) + 5e-3
 
 
-def measure(
-    sample: Sample, names: Iterable[str], *, keep: Path | None = None
-) -> dict[str, dict]:
+def measure(sample: Sample, names: Iterable[str], *, keep: Path | None = None) -> dict[str, dict]:
     """Run measurements by name; with `keep`, each finished one is kept there and not repeated."""
     figures = {}
     for name in dict.fromkeys(names):

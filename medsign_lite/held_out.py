@@ -66,9 +66,7 @@ def generation_row(
     """
     names = FINDINGS["chest" if records[0].modality == "chest" else "fundus"]
     probability = torch.cat([classifier.probability(p, names).cpu() for p in images.split(50)])
-    shown = {
-        name: sum((classifier.sides(p, name) for p in images.split(50)), []) for name in names
-    }
+    shown = {name: sum((classifier.sides(p, name) for p in images.split(50)), []) for name in names}
     named = torch.tensor([[name in r.findings for name in names] for r in records])
     hits, sides, swapped = [], [], []
     for column, name in enumerate(names):

@@ -57,9 +57,7 @@ class LatentCache:
         rest = {name: value[count:] for name, value in vars(self).items()}
         return LatentCache(**first), LatentCache(**rest)
 
-    def batch(
-        self, indices: Tensor, device: str | torch.device
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, indices: Tensor, device: str | torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Originals (B, 3, H, W) in [0, 1], latents (B, C, h, w), maps (B, H, W), float32."""
         originals = self.originals[indices].to(device).float() / 255
         maps = self.maps[indices].to(device).float()
@@ -114,10 +112,12 @@ def read_latent_cache(
     prompts = json.loads((folder / PROMPTS).read_text(encoding="utf-8"))
     device = next(decoder.parameters()).device
     latents = tensors["latents"][:limit]
-    originals = torch.cat([
-        to_bytes(decoder(part.to(device).float())).permute(0, 3, 1, 2)
-        for part in latents.split(batch_size)
-    ])
+    originals = torch.cat(
+        [
+            to_bytes(decoder(part.to(device).float())).permute(0, 3, 1, 2)
+            for part in latents.split(batch_size)
+        ]
+    )
     return LatentCache(
         latents=latents, maps=tensors["maps"][:limit], originals=originals,
         prompts=tuple(prompts[:limit]),

@@ -55,9 +55,7 @@ def psnr(image: Tensor, reference: Tensor, *, data_range: float) -> Tensor:
     return _decibels(error, data_range)
 
 
-def region_psnr(
-    image: Tensor, reference: Tensor, mask: Tensor, *, data_range: float
-) -> Tensor:
+def region_psnr(image: Tensor, reference: Tensor, mask: Tensor, *, data_range: float) -> Tensor:
     """PSNR over the pixels of a mask alone, per image. Higher is better.
 
     Args:

@@ -133,11 +133,14 @@ def test_random_attack_leaves_the_extractor_enough_pixels():
     stream = generator()
     for _ in range(60):
         got = attacks.random_attack(
-            torch.rand(1, 3, 24, 40), names=("crop", "resize"), generator=stream, minimum=20)
+            torch.rand(1, 3, 24, 40), names=("crop", "resize"), generator=stream, minimum=20
+        )
         assert min(got.shape[-2:]) >= 20
     small = torch.rand(1, 3, 12, 12)  # smaller than the minimum: left whole, not refused
-    assert attacks.random_attack(
-        small, names=("crop",), generator=stream, minimum=20).shape == small.shape
+    assert (
+        attacks.random_attack(small, names=("crop",), generator=stream, minimum=20).shape
+        == small.shape
+    )
 
 
 def test_random_attack_takes_unclamped_images_and_passes_gradients():

@@ -48,7 +48,8 @@ def test_save_checkpoint_accepts_tied_and_strided_weights(tmp_path):
 def test_save_checkpoint_refuses_overflow_and_a_nameless_kind(tmp_path):
     with pytest.raises(ValueError, match="'w' reaches 100000, too large"):
         checkpoints.save_checkpoint(
-            tmp_path, {"w": torch.tensor([1e5])}, CONFIG, dtype=torch.float16)
+            tmp_path, {"w": torch.tensor([1e5])}, CONFIG, dtype=torch.float16
+        )
     with pytest.raises(ValueError, match="kind"):
         checkpoints.save_checkpoint(tmp_path, {}, {"bits": 4})
     assert list(tmp_path.iterdir()) == []
@@ -137,10 +138,12 @@ def test_load_strictly_copies_or_names_what_differs():
     assert torch.equal(source.weight, target.weight)
     with pytest.raises(ValueError, match="reader: .* 1 missing .bias., 1 unexpected .offset."):
         checkpoints.load_strictly(
-            target, {"weight": source.weight, "offset": source.bias}, name="reader")
+            target, {"weight": source.weight, "offset": source.bias}, name="reader"
+        )
     with pytest.raises(ValueError, match=r"weight: expected \(4, 3\), got \(2, 3\)"):
         checkpoints.load_strictly(
-            target, {"weight": torch.zeros(2, 3), "bias": source.bias}, name="reader")
+            target, {"weight": torch.zeros(2, 3), "bias": source.bias}, name="reader"
+        )
 
 
 def test_training_state_round_trip_resumes_an_optimiser(tmp_path):
@@ -149,8 +152,14 @@ def test_training_state_round_trip_resumes_an_optimiser(tmp_path):
     network(torch.ones(3)).backward()
     optimiser.step()
     generator = torch.Generator().manual_seed(3)
-    state = {"step": 7, "optimiser": optimiser.state_dict(), "network": network.state_dict(),
-             "generator": generator.get_state(), "history": [{"loss": 0.5}], "note": None}
+    state = {
+        "step": 7,
+        "optimiser": optimiser.state_dict(),
+        "network": network.state_dict(),
+        "generator": generator.get_state(),
+        "history": [{"loss": 0.5}],
+        "note": None,
+    }
     path = checkpoints.save_training_state(tmp_path / "state.pt", state)
     loaded = checkpoints.load_training_state(path)
     assert loaded["step"] == 7 and loaded["history"] == [{"loss": 0.5}]
@@ -161,8 +170,7 @@ def test_training_state_round_trip_resumes_an_optimiser(tmp_path):
 
 def test_save_training_state_refuses_what_could_not_be_read_back(tmp_path):
     with pytest.raises(ValueError, match=r"state\['log'\]\[0\]\['loss'\]: expected .* got float64"):
-        checkpoints.save_training_state(
-            tmp_path / "state.pt", {"log": [{"loss": np.float64(0.5)}]})
+        checkpoints.save_training_state(tmp_path / "state.pt", {"log": [{"loss": np.float64(0.5)}]})
     assert list(tmp_path.iterdir()) == []
 
 

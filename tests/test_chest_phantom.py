@@ -79,8 +79,11 @@ def test_side_of_the_mask_is_the_side_named():
             side, mask = phantom.findings[0].side, phantom.masks[0]
             left_half = mask[:, :32].sum() / mask.sum()
             seen.add(side)
-            assert {"right": left_half > 0.95, "left": left_half < 0.05,
-                    "bilateral": 0.05 < left_half < 0.95}[side]
+            assert {
+                "right": left_half > 0.95,
+                "left": left_half < 0.05,
+                "bilateral": 0.05 < left_half < 0.95,
+            }[side]
             if side in ("right", "left"):
                 other = {"right": "left", "left": "right"}[side]
                 assert occurrences(other, phantom.report) == 0
@@ -123,12 +126,21 @@ def test_masks_of_random_phantoms_are_not_empty(phantoms):
 
 def random_findings(generator):
     names = generator.permutation(FINDINGS)[: generator.integers(4)]
-    zones = {"pneumonia": ("upper", "mid", "lower"), "pneumothorax": ("apical", ""),
-             "atelectasis": ("lower", "mid")}
+    zones = {
+        "pneumonia": ("upper", "mid", "lower"),
+        "pneumothorax": ("apical", ""),
+        "atelectasis": ("lower", "mid"),
+    }
     sides = {"edema": ("bilateral",), "cardiomegaly": ("",), "pneumothorax": ("right", "left")}
-    return [Finding(name=str(name), severity=float(generator.uniform(0.3, 1)),
-                    side=str(generator.choice(sides.get(name, ("right", "left", "bilateral")))),
-                    zone=str(generator.choice(zones.get(name, ("",))))) for name in names]
+    return [
+        Finding(
+            name=str(name),
+            severity=float(generator.uniform(0.3, 1)),
+            side=str(generator.choice(sides.get(name, ("right", "left", "bilateral")))),
+            zone=str(generator.choice(zones.get(name, ("",)))),
+        )
+        for name in names
+    ]
 
 
 def test_reports_name_each_finding_once_and_no_absent_one():

@@ -48,8 +48,12 @@ def marked(message, count=6):
 
 
 def evaluate(images, reference, extractor, message, **options):
-    return {row["attack"]: row for row in evaluation.evaluate_attacks(
-        images, reference, extractor, message, generator=generator(), resamples=50, **options)}
+    return {
+        row["attack"]: row
+        for row in evaluation.evaluate_attacks(
+            images, reference, extractor, message, generator=generator(), resamples=50, **options
+        )
+    }
 
 
 def test_evaluate_attacks_by_hand(extractor, message):
@@ -109,7 +113,8 @@ def test_evaluate_attacks_takes_generators_of_batches_and_a_message_each(extract
     assert whole["none"]["bit_accuracy"] == 1
     assert whole["none"]["true_positive_rate_low"] == pytest.approx(0.025 ** (1 / 7))
     streamed = evaluate(
-        (x for x in images.split(2)), (x for x in images.split(2)), extractor, messages)
+        (x for x in images.split(2)), (x for x in images.split(2)), extractor, messages
+    )
     assert streamed == whole
 
 
@@ -138,7 +143,8 @@ def changed(count=5):
 def test_quality_row_by_hand():
     images, reference, masks = changed()
     row = evaluation.quality_row(
-        images, reference, masks=masks, generator=generator(), resamples=50)
+        images, reference, masks=masks, generator=generator(), resamples=50
+    )
     assert row["images"] == row["masked"] == 5
     assert row["psnr_inside"] == pytest.approx(20 * math.log10(255 / 2), abs=1e-3)
     assert row["psnr_outside"] == pytest.approx(20 * math.log10(255 / 20), abs=1e-3)
@@ -158,7 +164,8 @@ def test_quality_row_skips_empty_and_full_masks_and_streams():
     assert row["psnr_gap"] == pytest.approx(20, abs=1e-3)
     masks[:] = False
     row = evaluation.quality_row(
-        iter(images.split(2)), iter(reference.split(2)), masks=iter(masks.split(2)), **options)
+        iter(images.split(2)), iter(reference.split(2)), masks=iter(masks.split(2)), **options
+    )
     assert row["masked"] == 0 and "psnr_gap" not in row and "psnr" in row
     with pytest.raises(ValueError, match="at least one image"):
         evaluation.quality_row(iter(()), iter(()), **options)
@@ -167,7 +174,8 @@ def test_quality_row_skips_empty_and_full_masks_and_streams():
 def test_quality_row_rounds_to_8_bits_first():
     _, reference, _ = changed()
     row = evaluation.quality_row(
-        reference + 0.4 / 255, reference, generator=generator(), resamples=50)
+        reference + 0.4 / 255, reference, generator=generator(), resamples=50
+    )
     assert row["psnr"] == 100  # nothing a PNG would show
 
 
@@ -175,7 +183,8 @@ def test_psnr_gap_pooled_is_not_moved_by_one_untouched_finding():
     images, reference, masks = changed()
     images[0] = torch.where(masks[0], reference[0], images[0])
     row = evaluation.quality_row(
-        images, reference, masks=masks, generator=generator(), resamples=50)
+        images, reference, masks=masks, generator=generator(), resamples=50
+    )
     assert row["psnr_gap"] > 30
     assert row["psnr_gap_pooled"] == pytest.approx(20 + 10 * math.log10(5 / 4), abs=1e-2)
 
@@ -190,8 +199,14 @@ def test_diagnostic_change_by_hand():
         return torch.stack([level, 1 - level / 2], dim=1)
 
     rows = evaluation.diagnostic_change(
-        classifier, images, reference, findings=["edema", "effusion"], generator=generator(),
-        resamples=50, batch_size=1)
+        classifier,
+        images,
+        reference,
+        findings=["edema", "effusion"],
+        generator=generator(),
+        resamples=50,
+        batch_size=1,
+    )
     assert [row["finding"] for row in rows] == ["edema", "effusion", "mean"]
     assert [row["change"] for row in rows] == pytest.approx([30, 15, 22.5], abs=1e-4)
     assert [row["shift"] for row in rows] == pytest.approx([30, -15, 7.5], abs=1e-4)
@@ -210,7 +225,8 @@ def test_diagnostic_change_refuses(classifier, match):
     images = torch.zeros(2, 3, 8, 8)
     with pytest.raises(ValueError, match=match):
         evaluation.diagnostic_change(
-            classifier, images, images, findings=["edema"], generator=generator())
+            classifier, images, images, findings=["edema"], generator=generator()
+        )
 
 
 def test_evaluation_repeats_with_its_seed(extractor, message):

@@ -58,10 +58,10 @@ def test_psnr_agrees_with_skimage_and_torchmetrics():
     got = metrics.psnr(image, reference, data_range=1.0)
     for index in range(3):
         expected = peak_signal_noise_ratio(
-            reference[index].numpy(), image[index].numpy(), data_range=1)
+            reference[index].numpy(), image[index].numpy(), data_range=1
+        )
         assert got[index] == pytest.approx(expected, abs=1e-3)
-    expected = torchmetrics_psnr(
-        image, reference, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    expected = torchmetrics_psnr(image, reference, data_range=1.0, reduction="none", dim=(1, 2, 3))
     assert torch.allclose(got, expected, atol=1e-3)
 
 
@@ -86,7 +86,9 @@ def test_region_psnr_by_hand_and_over_everything():
     everything = torch.ones(3, 1, 40, 33, dtype=torch.bool)
     assert torch.allclose(
         metrics.region_psnr(image, reference, everything, data_range=1.0),
-        metrics.psnr(image, reference, data_range=1.0), atol=1e-4)
+        metrics.psnr(image, reference, data_range=1.0),
+        atol=1e-4,
+    )
 
 
 def test_region_psnr_refuses():
@@ -108,8 +110,14 @@ def test_ssim_agrees_with_skimage(channels):
     assert got.shape == (3,)
     for index in range(3):
         expected = structural_similarity(
-            reference[index].numpy(), image[index].numpy(), data_range=1.0, channel_axis=0,
-            gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+            reference[index].numpy(),
+            image[index].numpy(),
+            data_range=1.0,
+            channel_axis=0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
         assert got[index] == pytest.approx(expected, abs=2e-3)
     assert got[0] > got[1] > got[2]
 
@@ -248,8 +256,7 @@ def test_bootstrap_interval_covers_the_true_mean_about_as_often_as_it_says():
     covered = 0
     for _ in range(300):
         values = torch.rand(60, generator=stream)
-        low, high = metrics.bootstrap_interval(
-            values, level=0.9, resamples=200, generator=stream)
+        low, high = metrics.bootstrap_interval(values, level=0.9, resamples=200, generator=stream)
         covered += low <= 0.5 <= high
     assert 0.83 < covered / 300 < 0.95
 

@@ -45,8 +45,12 @@ def test_share_row_agrees_with_the_beta_quantiles_and_does_not_collapse():
 
 def test_table_puts_intervals_beside_means_and_leaves_gaps_empty():
     shown = rows.table(
-        [{"attack": "none", "x": 0.98765, "x_low": 0.9, "x_high": 1.0, "images": 7},
-         {"attack": "jpeg", "y": 2.0}], decimals=2)
+        [
+            {"attack": "none", "x": 0.98765, "x_low": 0.9, "x_high": 1.0, "images": 7},
+            {"attack": "jpeg", "y": 2.0},
+        ],
+        decimals=2,
+    )
     assert list(shown.columns) == ["attack", "x", "images", "y"]
     assert shown.iloc[0].tolist() == ["none", "0.99 [0.90, 1.00]", "7", ""]
     assert shown.iloc[1].tolist() == ["jpeg", "", "", "2.00"]
