@@ -38,7 +38,7 @@ ANATOMY = {  # (low, high) of the patient's and the film's variation
     "rib_pitch": (0.145, 0.17),
     "rib_phase": (0.0, 1.0),
     "rib_drop": (0.2, 0.3),
-    "rib_weight": (0.10, 0.15),
+    "rib_weight": (0.08, 0.13),
     "clavicle": (0.12, 0.26),
     "bubble": (-0.1, 0.26),
     "bubble_x": (0.28, 0.42),
@@ -55,7 +55,7 @@ def lookup(y: np.ndarray, function) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-def _blur_matrix(size: int, sigma: float) -> np.ndarray:
+def blur_matrix(size: int, sigma: float) -> np.ndarray:
     """(size, size) Gaussian of `sigma` in frame units, rows summing to one."""
     centres = (np.arange(size) + 0.5) * (2 / size)
     sigma = max(sigma, 1.1 / size)
@@ -85,7 +85,9 @@ def heart(a: SimpleNamespace, f: SimpleNamespace, ratio: float) -> np.ndarray:
 
     offset = f.x - np.float32(f.middle)
     level = np.minimum(lookup(f.y, left) - offset, offset + lookup(f.y, right))
-    return smooth_step(level, f.edge * 1.6) * smooth_step(f.y - np.float32(top), 0.06)
+    return smooth_step(level - 0.01, max(0.05, f.edge * 1.6)) * smooth_step(
+        f.y - np.float32(top), 0.06
+    )
 
 
 def lay_out(a: SimpleNamespace, size: int) -> SimpleNamespace:
@@ -152,7 +154,7 @@ def skeleton(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
     discs = np.abs(discs - np.floor(discs) - 0.5)
     vertebrae = 0.8 + 0.2 * smooth_step(0.36 - discs, 0.08)
     pedicles = smooth_step(0.22 - discs, 0.12) * np.exp(-(((np.abs(centre) - 0.055) / 0.02) ** 2))
-    density += column * vertebrae * 0.13 + 0.05 * pedicles
+    density += column * vertebrae * 0.11 + 0.05 * pedicles
 
     along = np.clip((f.across - 0.09 - a.rotation * f.sign) / 0.72, 0, 1.2)
     curve = a.apex + 0.2 - a.clavicle * along - 0.035 * np.sin(along * 2 * np.pi)
@@ -201,7 +203,7 @@ def strokes(f, a, start, angle, bend, length, *, sigma: float, weight: float) ->
         [mass * (1 - wx) * (1 - wy), mass * wx * (1 - wy), mass * (1 - wx) * wy, mass * wx * wy]
     )
     image = np.bincount(places, weights=shares, minlength=size * size).astype(np.float32)
-    blur = _blur_matrix(size, sigma)
+    blur = blur_matrix(size, sigma)
     scale = weight * sigma * 2.5 * size * size / 4
     return blur @ image.reshape(size, size) @ blur.T * np.float32(scale)
 
@@ -277,7 +279,7 @@ def tissues(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
 def mediastinum(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
     """Great vessels, aortic knob and hilar roots, thickness in [0, 1]."""
     half = lookup(f.y, lambda y: 0.10 + 0.05 * np.clip((y + 0.5) / 0.6, 0, 1) ** 2)
-    band = smooth_step(half - np.abs(f.x - f.middle), f.edge * 1.5)
+    band = smooth_step(half - np.abs(f.x - f.middle), max(0.035, f.edge * 1.5))
     knob = soft_ellipse(
         f.x, f.y, (f.middle + 0.075, -0.35), (a.knob, a.knob * 1.4), softness=f.edge * 8
     )

@@ -18,9 +18,11 @@ from data_prep.chest_reports import chest_report
 from data_prep.phantom import Phantom, check_size, smooth_noise, smooth_step
 
 COUNT_SHARES = (0.16, 0.34, 0.3, 0.2)  # of zero to three findings in an image
-LUNG = 0.62  # attenuation that the thickest lung takes away
-HEART = 0.22
-NOISE = 0.006
+LUNG = 0.60  # attenuation that the thickest lung takes away
+HEART = 0.20
+NOISE = 0.004
+SCATTER = 0.3  # share of the signal that scattered rays carry: a veil over every contrast
+SCATTER_REACH = 0.16  # standard deviation of the veil; the image is 2 wide
 
 
 def _generators(seed: int) -> dict[str, np.random.Generator]:
@@ -117,6 +119,8 @@ def draw_chest(seed: int, *, size: int = 128, findings: tuple[str, ...] | None =
         density += 0.10 * line - 0.15 * gas
     if fluid is not None:
         density += fluid
+    veil = anatomy.blur_matrix(size, SCATTER_REACH)
+    density += SCATTER * (veil @ density @ veil.T - density)
     film = 1 / (1 + np.exp(-a.film_slope * (density - a.film_middle)))
     film = 0.02 + 0.94 * film + NOISE * g["noise"].standard_normal((size, size), dtype=np.float32)
     image = np.clip(np.round(film * 255), 0, 255).astype(np.uint8)

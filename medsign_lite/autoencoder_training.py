@@ -24,10 +24,12 @@ from medsign_lite.budgets import Budget, log_row
 from medsign_lite.checkpoints import load_training_state, save_training_state
 from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.image_stack import read_image_stack
+from medsign_lite.memory import keep_freed_memory
 from medsign_lite.precision import mixed_precision
 
 CROP = 64  # side of the training crops, half of the image's
 SAVE_SECONDS = 120  # between saved states
+SPIKE = 4.0  # a batch whose loss is this many times the usual one is not learnt from
 
 
 def build_autoencoder(*, channels: tuple[int, ...] = (32, 64, 96, 128)) -> AutoencoderKL:
@@ -106,7 +108,7 @@ def fit_autoencoder(
     minutes: float | None = None,
     steps: int | None = None,
     batch: int = 16,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 5e-4,
     whole_images_from: float = 0.75,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -131,17 +133,18 @@ def fit_autoencoder(
     vae = build_autoencoder().to(device, **layout).train()
     average = copy.deepcopy(vae).requires_grad_(False)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-4)
-    spent = {}
+    spent, typical, skipped = {}, None, 0
     if state := load_training_state(folder / "state.pt"):
         vae.load_state_dict(state["vae"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
-        spent = state["budget"]
+        spent, typical, skipped = (state[name] for name in ("budget", "typical", "skipped"))
     budget = Budget(minutes=minutes, steps=steps, **spent)
 
     def save() -> None:
         state = {"vae": vae.state_dict(), "average": average.state_dict()}
         state |= {"optimiser": optimiser.state_dict(), "budget": budget.state()}
+        state |= {"typical": typical, "skipped": skipped}
         save_training_state(folder / "state.pt", state)
 
     last_save = time.monotonic()
@@ -153,15 +156,24 @@ def fit_autoencoder(
         image = _crops(images, batch if crop == CROP else batch // 2, crop, generator)
         with mixed_precision(device):
             result = autoencoder_loss(vae, image.to(device, **layout), generator=generator)
-        optimiser.zero_grad(set_to_none=True)
-        result["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
+        loss = result["loss"].item()
+        typical = loss if typical is None else typical
+        # One batch far off can undo hours: with so small a divergence term, nothing but the loss
+        # itself keeps the latents' variance from exploding.
+        if loss < SPIKE * typical:
+            typical += 0.02 * (loss - typical)
+            optimiser.zero_grad(set_to_none=True)
+            result["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            optimiser.step()
+        else:
+            typical *= 1.05  # a lasting change is accepted in the end
+            skipped += 1
         budget.tick()
         update_average(average, vae, step=budget.step)
         if budget.step % log_every == 0:
             psnr = reconstruction_psnr(average, held_out[:16]).mean().item()
-            row = {"psnr": result["psnr"], "held_out_psnr": psnr, "crop": crop}
+            row = {"psnr": result["psnr"], "held_out_psnr": psnr, "crop": crop, "skipped": skipped}
             log_row(folder, budget, row)
         if time.monotonic() - last_save > SAVE_SECONDS:
             save()
@@ -192,9 +204,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="training time in all")
     parser.add_argument("--steps", type=int, help="instead of a time")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     held_out = read_image_stack(options.data, split="validation")
     vae = fit_autoencoder(
         read_image_stack(options.data, split="train"),
@@ -203,6 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
         minutes=options.minutes,
         steps=options.steps,
         batch=options.batch,
+        learning_rate=options.learning_rate,
         seed=options.seed,
         device=options.device,
     )

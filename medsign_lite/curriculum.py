@@ -1,9 +1,9 @@
 """When to make the extractor's training harder, and how to see that it has not begun to learn.
 
-The rules are those that make training take off: clean images and a strong signal first; once nine
-bits in ten are read, random attacks that grow; then a signal that shrinks. Every step harder is
-taken only while the message is still read, so a slow machine stays longer on easy ground instead
-of being left behind by a timetable.
+The rules are those that make training take off: clean images and a strong signal first; once the
+message is read, random attacks that grow; and only when those are at their worst, a signal that
+shrinks. Every step harder is taken only while the message is still read, so a slow machine stays
+longer on easy ground instead of being left behind by a timetable.
 """
 
 import math
@@ -23,7 +23,8 @@ class CurriculumConfig:
 
     first_strength: float = 0.2  # root mean square of the residual: 14 dB
     last_strength: float = 0.0126  # 38 dB
-    read_well: float = 0.9  # smoothed bit accuracy that allows a step harder
+    read_well: float = 0.85  # smoothed bit accuracy that allows harder attacks
+    read_very_well: float = 0.92  # and, once they are at their hardest, a weaker signal
     attack_images: int = 60_000  # images read well, from no attack to full attacks
     strength_images: int = 150_000  # images read well, from the first strength to the last
     patience_images: int | None = 100_000  # to leave chance by `take_off_margin`; None: for ever
@@ -35,6 +36,11 @@ class CurriculumConfig:
     def __post_init__(self) -> None:
         for name in ("sizes", "size_starts"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not 0.5 < self.read_well <= self.read_very_well < 1:
+            raise ValueError(
+                "expected 0.5 < read_well <= read_very_well < 1, got "
+                f"{self.read_well} and {self.read_very_well}"
+            )
         if not 0 < self.last_strength <= self.first_strength:
             raise ValueError(
                 "strengths must satisfy 0 < last_strength <= first_strength, got "
@@ -98,9 +104,10 @@ class Curriculum:
         self.taken_off = self.taken_off or accuracy > 0.5 + config.take_off_margin
         if accuracy > config.read_well:
             self.has_read_well = True
-            ratio = math.log(config.last_strength / config.first_strength)
-            self.strength *= math.exp(ratio * batch / config.strength_images)
-            self.strength = max(self.strength, config.last_strength)
+            if self.attack_strength == 1 and accuracy > config.read_very_well:
+                ratio = math.log(config.last_strength / config.first_strength)
+                self.strength *= math.exp(ratio * batch / config.strength_images)
+                self.strength = max(self.strength, config.last_strength)
             step = batch / config.attack_images
             self.attack_strength = min(1.0, self.attack_strength + step)
         elif (
@@ -121,6 +128,13 @@ class Curriculum:
         state = asdict(self)
         del state["config"]
         return state
+
+
+SPECTRAL_CURRICULUM = CurriculumConfig(
+    first_strength=0.1, read_very_well=0.88, attack_images=20_000, strength_images=40_000,
+    sizes=(96, 128),
+    size_starts=(0.0, 0.85),
+)  # fmt: skip
 
 
 def learning_rate_factor(progress: float, *, warm_up: float = 0.03, last: float = 0.01) -> float:

@@ -4,6 +4,7 @@ Departures from the published replica, each of them an argument: space folded in
 input, a mean over colours (so that a picture saved as grey keeps its mark), a residual of a given
 root mean square, messages injected through an orthogonal projection at two depths, and a wide
 block before the pooling. `published_config` is the architecture of the Stable Signature replica.
+`spectral.py` has an extractor of another kind; this module's files hold either.
 """
 
 import copy
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from medsign_lite.checkpoints import load_checkpoint, load_strictly, save_checkpoint
 from medsign_lite.images import check_image, imagenet_normalise
+from medsign_lite.spectral import SpectralConfig, SpectralEmbedder, SpectralExtractor
 from medsign_lite.whitening import whitening_transform
 
 MINIMUM_SIDE = 32
@@ -65,7 +67,7 @@ class ExtractorConfig:
             )
 
 
-def published_config(bits: int = 48) -> ExtractorConfig:
+def published_config(*, bits: int = 48) -> ExtractorConfig:
     """The Stable Signature replica of HiDDeN: unfolded, 8 blocks of 64, then one of `bits`."""
     return ExtractorConfig(
         bits=bits, fold=1, channels=64, stages=(7,), width=bits, norm="batch",
@@ -107,6 +109,8 @@ def fold_space(image: Tensor, fold: int) -> Tensor:
 class Extractor(nn.Module):
     """Reads a message from an image; the spatial mean makes it care little about crops."""
 
+    minimum_side = MINIMUM_SIDE // 2  # of an image, in pixels
+
     def __init__(self, config: ExtractorConfig):
         super().__init__()
         self.config = config
@@ -128,8 +132,8 @@ class Extractor(nn.Module):
 
         A logit above 0 reads as bit 1. Nothing is clamped: gradients reach the image.
         """
-        if image.ndim != 4 or image.shape[1] != 3 or min(image.shape[-2:]) < MINIMUM_SIDE // 2:
-            check_image(image, minimum=MINIMUM_SIDE // 2)
+        if image.ndim != 4 or image.shape[1] != 3 or min(image.shape[-2:]) < self.minimum_side:
+            check_image(image, minimum=self.minimum_side)
         pixels = imagenet_normalise(image)
         pixels = pixels.mean(dim=1, keepdim=True) if self.config.grey else pixels
         features = self.blocks(fold_space(pixels, self.config.fold))  # (B, width, h, w)
@@ -188,17 +192,47 @@ class Embedder(nn.Module):
             residual = residual * (power + 1e-6).rsqrt()
         return residual
 
-    def embed(self, image: Tensor, message: Tensor, strength: float) -> Tensor:
+    @property
+    def grid(self) -> int:
+        """Side of the squares of pixels it draws in."""
+        return self.config.embedder_fold
+
+    def embed(
+        self, image: Tensor, message: Tensor, strength: float,
+        *, generator: torch.Generator | None = None,
+    ) -> Tensor:  # fmt: skip
         """Image plus `strength` times the residual, unclamped: (B, 3, H, W) around [0, 1].
 
-        With `unit_residual`, strength is the root mean square error in [0, 1] units, so the PSNR
-        before clamping is -20 log10(strength): .0126 is 38 dB.
+        Nothing is random here; `generator` is for embedders that draw. With `unit_residual`,
+        strength is the root mean square error in [0, 1] units, so the PSNR before clamping is
+        -20 log10(strength): .0126 is 38 dB.
         """
         return image + strength * self(image, message)
 
 
+# By the name that a saved extractor's configuration gives: HiDDeN's networks, and our own.
+NETWORKS = {
+    "hidden": (ExtractorConfig, Embedder, Extractor),
+    "spectral": (SpectralConfig, SpectralEmbedder, SpectralExtractor),
+}
+AnyConfig = ExtractorConfig | SpectralConfig
+AnyExtractor = Extractor | SpectralExtractor
+AnyEmbedder = Embedder | SpectralEmbedder
+
+
+def network_name(config: AnyConfig) -> str:
+    """The key of `NETWORKS` that a configuration belongs to."""
+    return next(name for name, (kind, _, _) in NETWORKS.items() if isinstance(config, kind))
+
+
+def build_networks(config: AnyConfig) -> tuple[AnyEmbedder, AnyExtractor]:
+    """An embedder and an extractor with fresh weights."""
+    _, embedder, extractor = NETWORKS[network_name(config)]
+    return embedder(config), extractor(config)
+
+
 @torch.no_grad()
-def whiten(extractor: Extractor, images: Iterable[Tensor]) -> Extractor:
+def whiten(extractor: AnyExtractor, images: Iterable[Tensor]) -> AnyExtractor:
     """A copy with PCA whitening of its logits on unmarked images appended as a linear layer.
 
     Args:
@@ -206,14 +240,14 @@ def whiten(extractor: Extractor, images: Iterable[Tensor]) -> Extractor:
         images: batches (B, 3, H, W) in [0, 1] of unmarked images, more of them than bits.
 
     Returns:
-        Extractor in evaluation mode whose logits on those images have mean 0 and covariance 1.
+        An extractor in evaluation mode whose logits on those images have mean 0 and covariance 1.
     """
     if extractor.config.whitened:
         raise ValueError("this extractor is whitened already: whiten the one it came from")
     extractor = copy.deepcopy(extractor).eval()
     logits = torch.cat([extractor(batch) for batch in images])  # (N, bits)
     mean, matrix = whitening_transform(logits)
-    whitened = Extractor(replace(extractor.config, whitened=True)).to(logits.device).eval()
+    whitened = type(extractor)(replace(extractor.config, whitened=True)).to(logits.device).eval()
     state = extractor.state_dict()
     state["whitening.weight"] = matrix.float()
     state["whitening.bias"] = -(matrix @ mean).float()
@@ -221,7 +255,7 @@ def whiten(extractor: Extractor, images: Iterable[Tensor]) -> Extractor:
     return whitened
 
 
-def _probe_logits(extractor: Extractor, seed: int) -> Tensor:
+def _probe_logits(extractor: AnyExtractor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 16, 16, generator=generator)
     image = F.interpolate(coarse, size=(64, 64), mode="bilinear")
@@ -231,7 +265,7 @@ def _probe_logits(extractor: Extractor, seed: int) -> Tensor:
 
 
 def save_extractor(
-    folder: str | Path, extractor: Extractor, *, dtype: torch.dtype | None = None,
+    folder: str | Path, extractor: AnyExtractor, *, dtype: torch.dtype | None = None,
     details: dict | None = None,
 ) -> Path:  # fmt: skip
     """Weights, configuration and the logits of a fixed probe image; `details` go into the JSON."""
@@ -240,6 +274,7 @@ def save_extractor(
         stored = stored.to(dtype).float()
     config = {
         "kind": "extractor",
+        "network": network_name(stored.config),
         "architecture": asdict(stored.config),
         "probe": {"seed": 0, "logits": _probe_logits(stored, 0).tolist()},
         "details": details or {},
@@ -247,7 +282,7 @@ def save_extractor(
     return save_checkpoint(folder, stored.state_dict(), config, dtype=dtype)
 
 
-def load_extractor(folder: str | Path, *, device: str | torch.device = "cpu") -> Extractor:
+def load_extractor(folder: str | Path, *, device: str | torch.device = "cpu") -> AnyExtractor:
     """Strictly loaded, frozen, in evaluation mode, and checked to read its probe image as saved.
 
     Raises:
@@ -256,11 +291,12 @@ def load_extractor(folder: str | Path, *, device: str | torch.device = "cpu") ->
     """
     state, config = load_checkpoint(folder, kind="extractor", device=device)
     try:
-        architecture = ExtractorConfig(**config["architecture"])
+        configuration, _, network = NETWORKS[config["network"]]
+        architecture = configuration(**config["architecture"])
         seed, expected = config["probe"]["seed"], torch.tensor(config["probe"]["logits"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder}: not an extractor's configuration: {error}") from error
-    extractor = Extractor(architecture).to(device).eval().requires_grad_(False)
+    extractor = network(architecture).to(device).eval().requires_grad_(False)
     load_strictly(extractor, state, name=f"extractor in {folder}")
     difference = (_probe_logits(extractor, seed) - expected).abs().max()
     if not difference <= 0.01 * (1 + expected.abs().max()):

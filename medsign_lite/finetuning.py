@@ -27,7 +27,7 @@ from medsign_lite.averaging import update_average
 from medsign_lite.budgets import Budget, log_row
 from medsign_lite.checkpoints import load_training_state, save_training_state
 from medsign_lite.curriculum import learning_rate_factor
-from medsign_lite.extractor import Extractor, load_extractor
+from medsign_lite.extractor import AnyExtractor, load_extractor
 from medsign_lite.images import quantise
 from medsign_lite.latent_cache import LatentCache, read_latent_cache
 from medsign_lite.latent_diffusion import copy_decoder, load_pipeline, save_decoder
@@ -40,6 +40,7 @@ from medsign_lite.losses import (
     total_variation_loss,
     weighted_sum,
 )
+from medsign_lite.memory import keep_freed_memory
 from medsign_lite.messages import (
     check_message,
     message_from_string,
@@ -60,7 +61,7 @@ def finetune_step(
     latents: Tensor,
     maps: Tensor,
     message: Tensor,
-    extractor: Extractor,
+    extractor: AnyExtractor,
     weights: LossWeights,
     *,
     optimiser: torch.optim.Optimizer,
@@ -116,7 +117,7 @@ def evaluate(
     decoder: nn.Module,
     cache: LatentCache,
     message: Tensor,
-    extractor: Extractor,
+    extractor: AnyExtractor,
     *,
     batch_size: int = 32,
     precision: str = "auto",
@@ -153,7 +154,7 @@ def fit(
     decoder: nn.Module,
     cache: LatentCache,
     message: Tensor,
-    extractor: Extractor,
+    extractor: AnyExtractor,
     weights: LossWeights,
     out: str | Path,
     *,
@@ -301,6 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="auto", choices=PRECISIONS)
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     extractor = load_extractor(options.extractor, device=options.device)
     message = read_message(options.message, bits=extractor.config.bits)
     weights = PRESETS[options.modality]()

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from medsign_lite.attacks import PAPER_ATTACKS, random_attack
 from medsign_lite.budgets import Budget, log_row
 from medsign_lite.checkpoints import load_training_state, save_training_state
 from medsign_lite.curriculum import (
+    SPECTRAL_CURRICULUM,
     Curriculum,
     CurriculumConfig,
     NoTakeOff,
@@ -28,9 +29,12 @@ from medsign_lite.curriculum import (
     random_crops,
 )
 from medsign_lite.extractor import (
-    Embedder,
-    Extractor,
+    AnyConfig,
+    AnyEmbedder,
+    AnyExtractor,
     ExtractorConfig,
+    build_networks,
+    network_name,
     published_config,
     save_extractor,
     whiten,
@@ -38,13 +42,21 @@ from medsign_lite.extractor import (
 from medsign_lite.image_stack import read_image_stack
 from medsign_lite.images import quantise
 from medsign_lite.losses import message_loss
+from medsign_lite.memory import keep_freed_memory
 from medsign_lite.messages import random_messages
 from medsign_lite.metrics import bit_accuracy, psnr
 from medsign_lite.precision import mixed_precision
+from medsign_lite.spectral import SpectralConfig
+
+CHOICES = {  # configuration, curriculum, learning rate
+    "spectral": (SpectralConfig, SPECTRAL_CURRICULUM, 4e-3),
+    "folded": (ExtractorConfig, CurriculumConfig(), 1e-3),
+    "published": (published_config, CurriculumConfig(), 1e-3),
+}
 
 
 def read_under_attack(
-    extractor: Extractor,
+    extractor: AnyExtractor,
     image: Tensor,
     *,
     strength: float,
@@ -58,14 +70,25 @@ def read_under_attack(
     if strength == 0:
         return extractor(image).float()
     attacked = (
-        random_attack(part, generator=generator, strength=strength) for part in image.chunk(parts)
+        random_attack(part, generator=generator, strength=strength, minimum=extractor.minimum_side)
+        for part in image.chunk(parts)
     )
     return torch.cat([extractor(part).float() for part in attacked])
 
 
+def off_grid(image: Tensor, grid: int, *, generator: torch.Generator) -> Tensor:
+    """Cut 0 to `grid` - 1 rows and columns off the top left of (B, 3, H, W).
+
+    The embedder draws in squares of `grid` pixels. An extractor that always finds them aligned with
+    the image's corner learns a code that any crop, rotation or resize destroys.
+    """
+    top, left = torch.randint(grid, (2,), generator=generator).tolist()
+    return image[..., top:, left:]
+
+
 def pretrain_step(
-    embedder: Embedder,
-    extractor: Extractor,
+    embedder: AnyEmbedder,
+    extractor: AnyExtractor,
     optimiser: torch.optim.Optimizer,
     images: Tensor,
     messages: Tensor,
@@ -82,7 +105,8 @@ def pretrain_step(
         {"loss", "bit_accuracy"} and the logits (B, K), detached.
     """
     with mixed_precision(images.device, precision):
-        marked = embedder.embed(images, messages, strength).float()
+        marked = embedder.embed(images, messages, strength, generator=generator).float()
+        marked = off_grid(marked, embedder.grid, generator=generator)
         logits = read_under_attack(
             extractor, marked, strength=attack_strength, parts=attacks, generator=generator
         )
@@ -99,8 +123,8 @@ def pretrain_step(
 
 @torch.no_grad()
 def evaluate(
-    embedder: Embedder,
-    extractor: Extractor,
+    embedder: AnyEmbedder,
+    extractor: AnyExtractor,
     images: Tensor,
     *,
     strength: float,
@@ -119,7 +143,8 @@ def evaluate(
         messages = random_messages(len(batch), extractor.config.bits, generator=generator)
         messages = messages.to(batch.device)
         with mixed_precision(batch.device, precision):
-            marked = quantise(embedder.embed(batch, messages, strength).float())
+            marked = embedder.embed(batch, messages, strength, generator=generator)
+            marked = quantise(marked.float())
             row = {"psnr": psnr(marked, batch, data_range=1.0)}
             for name, attack in PAPER_ATTACKS.items():
                 row[name] = bit_accuracy(extractor(attack(marked)), messages)
@@ -132,11 +157,11 @@ def fit(
     images: Tensor,
     out: str | Path,
     *,
-    config: ExtractorConfig | None = None,
+    config: AnyConfig | None = None,
     curriculum: CurriculumConfig | None = None,
     minutes: float | None = None,
     steps: int | None = None,
-    batch_pixels: int = 64 * 64 * 64,
+    batch_pixels: int = 64 * 96 * 96,
     largest_batch: int = 128,
     learning_rate: float = 1e-3,
     held_out: int = 128,
@@ -145,7 +170,7 @@ def fit(
     precision: str = "auto",
     log_seconds: float = 20.0,
     save_seconds: float = 120.0,
-) -> tuple[Embedder, Extractor]:
+) -> tuple[AnyEmbedder, AnyExtractor]:
     """Train embedder and extractor until `minutes` or `steps` are spent; resumes what `out` holds.
 
     Args:
@@ -167,11 +192,16 @@ def fit(
     torch.manual_seed(seed)  # the networks' first weights
     generator = torch.Generator().manual_seed(seed)
     layout = {"device": device, "memory_format": torch.channels_last}
-    embedder, extractor = Embedder(config).to(**layout), Extractor(config).to(**layout)
+    embedder, extractor = (network.to(**layout) for network in build_networks(config))
     optimiser = torch.optim.AdamW(
         [*embedder.parameters(), *extractor.parameters()], lr=learning_rate, weight_decay=0.01
     )
-    settings = {"config": asdict(config), "curriculum": asdict(curriculum), "seed": seed}
+    settings = {
+        "network": network_name(config),
+        "config": asdict(config),
+        "curriculum": asdict(curriculum),
+        "seed": seed,
+    }
     settings = json.loads(json.dumps(settings))  # as they will be read back
     if saved := load_training_state(out / "training.pt"):
         if saved["settings"] != settings:
@@ -245,25 +275,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=128, help="side the images are brought to")
     parser.add_argument("--limit", type=int, help="images to read at most")
     parser.add_argument("--bits", type=int, default=48)
-    parser.add_argument("--published", action="store_true", help="the published architecture")
+    parser.add_argument("--network", default="spectral", choices=sorted(CHOICES), help=(
+        "spectral (our own), folded or published (HiDDeN's)"))  # fmt: skip
     parser.add_argument("--strength", type=float, default=0.0126, help="last RMS of the residual")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, help="default: as suits the network")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="auto", help="auto, bfloat16 or float32")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     minutes = 60 * options.hours if options.hours is not None else options.minutes
-    if options.published:
-        config = published_config(options.bits)
-    else:
-        config = ExtractorConfig(bits=options.bits)
+    config, curriculum, learning_rate = CHOICES[options.network]
     images = read_image_stack(options.images, size=options.size, limit=options.limit)
     try:
         fit(
-            images, options.out, config=config, minutes=minutes, steps=options.steps,
-            curriculum=CurriculumConfig(last_strength=options.strength),
-            learning_rate=options.learning_rate, seed=options.seed, device=options.device,
-            precision=options.precision,
+            images, options.out, config=config(bits=options.bits),
+            minutes=minutes, steps=options.steps,
+            curriculum=replace(curriculum, last_strength=options.strength),
+            learning_rate=options.learning_rate or learning_rate, seed=options.seed,
+            device=options.device, precision=options.precision,
         )  # fmt: skip
     except NoTakeOff as error:
         raise SystemExit(f"stopped: {error}") from error

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from medsign_lite.files import whole_file
+from medsign_lite.memory import keep_freed_memory
 from medsign_lite.profiles import (
     PROFILES,
     Profile,
@@ -234,6 +235,7 @@ def open_run(
     run.check_space(sizes.disk_megabytes)
     run.folder.mkdir(parents=True, exist_ok=True)
     seed_everything(seed)
+    keep_freed_memory()
     return run
 
 

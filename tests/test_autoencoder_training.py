@@ -107,3 +107,23 @@ def test_fit_resumes_exactly(images, tmp_path, monkeypatch):
     resumed = fit_autoencoder(images, images[:2], tmp_path / "killed", **settings)
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], weight, msg=name)
+
+
+def test_fit_does_not_learn_from_a_batch_that_is_far_off(images, tmp_path, monkeypatch):
+    import medsign_lite.autoencoder_training as training
+
+    loss, weights = training.autoencoder_loss, []
+
+    def spike(vae, image, **options):
+        weights.append([p.detach().clone() for p in vae.parameters()])
+        result = loss(vae, image, **options)
+        return result | {"loss": 100 * result["loss"]} if len(weights) == 3 else result
+
+    monkeypatch.setattr(training, "autoencoder_loss", spike)
+    fit_autoencoder(images, images[:2], tmp_path, steps=5, batch=2, log_every=5)
+    changed = [
+        any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        for before, after in zip(weights[:-1], weights[1:], strict=True)
+    ]
+    assert changed == [True, True, False, True]
+    assert json.loads((tmp_path / "log.jsonl").read_text())["skipped"] == 1

@@ -57,9 +57,9 @@ def test_masks_hold_the_change_of_the_picture(name):
         mask = with_it.masks[0]
         assert 0.004 < mask.mean() < 0.35
         assert change[mask].mean() > 14, "the finding does not show"
-        far = change[~mask]  # below MASK_LEVEL of the peak: a soft rim, and noise elsewhere
+        far = change[~mask]  # a soft rim below MASK_LEVEL of the peak, and scatter elsewhere
         assert np.quantile(far, 0.97) < 16 + 60 * MASK_LEVEL
-        assert far.mean() < 2
+        assert far.mean() < 3
         assert change[mask].mean() > 12 * far.mean()
 
 

@@ -39,9 +39,22 @@ def test_curriculum_grows_harder_and_stops_at_the_hardest():
     assert curriculum.strength == config.last_strength
 
 
+def test_curriculum_weakens_the_signal_only_under_full_attacks():
+    config = CurriculumConfig(attack_images=6_400, read_well=0.8, read_very_well=0.95)
+    curriculum = Curriculum(config, bits=4, accuracy=[1.0] * 4)
+    feed(curriculum, 1.0, 99)
+    assert curriculum.attack_strength < 1 and curriculum.strength == config.first_strength
+    curriculum.accuracy = [0.9] * 4  # well, but not very well
+    feed(curriculum, 0.9, 99)
+    assert curriculum.attack_strength == 1 and curriculum.strength == config.first_strength
+    curriculum.accuracy = [1.0] * 4
+    feed(curriculum, 1.0, 1)
+    assert curriculum.strength < config.first_strength
+
+
 def test_curriculum_halves_of_the_fall_are_equal_in_decibels():
     config = CurriculumConfig(first_strength=0.1, last_strength=0.001, strength_images=6_400)
-    curriculum = Curriculum(config, bits=1, accuracy=[1.0])
+    curriculum = Curriculum(config, bits=1, accuracy=[1.0], attack_strength=1.0)
     feed(curriculum, 1.0, 50, bits=1)
     assert curriculum.strength == pytest.approx(0.01)
 

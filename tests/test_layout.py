@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports lower layers, or its own without a cycle. A new module gets a line here.
 LAYERS = {
-    0: """files images messages checkpoints profiles results runs published precision budgets
+    0: """files images messages checkpoints profiles results runs published precision budgets memory
         averaging""",
-    1: """data image_stack attacks distortions metrics rows losses extractor whitening
+    1: """data image_stack attacks distortions metrics rows losses extractor spectral whitening
         latent_diffusion latent_cache perceptual attention attention_layers""",
     2: """localisation localisation_scores selection detection pretraining curriculum
         finetuning evaluation judges judge_data judge_networks judge_scores

@@ -43,7 +43,7 @@ def test_pretrain_step_learns_to_read_one_batch():
             embedder, extractor, optimiser, batch, messages, strength=0.2, precision="float32",
             generator=generator,
         )[0]
-        for _ in range(60)
+        for _ in range(150)
     ]  # fmt: skip
     assert history[0]["loss"] == pytest.approx(0.69, abs=0.15)
     assert history[-1]["bit_accuracy"] > 0.95

@@ -1,0 +1,27 @@
+"""How freed memory is treated on the CPU."""
+
+import ctypes
+import sys
+
+# Names and numbers of glibc's malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep freed memory for the next tensor instead of returning it.
+
+    A training step frees and asks for the same large blocks again and again. By default glibc
+    gives each back to the system, which must then fill it with zeros anew, page by page: a third
+    of the time of a step on two cores went there. The process holds its peak memory afterwards.
+
+    Returns:
+        whether that was done: on Linux with glibc it is, elsewhere nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    done = [mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, 2**31 - 1), mallopt(_TOP_PAD, 2**26)]
+    return all(done)

@@ -1,0 +1,236 @@
+"""An extractor that reads the power spectrum: what HiDDeN's network must learn, built in.
+
+The message is carried by textures, and a texture that was shifted, cropped, turned or resized must
+read as the same message. A convolutional extractor learns that from millions of images. Here it
+follows from three facts that watermarking has used since its first decade (O'Ruanaidh and Pun,
+1998): the power spectrum of a window does not change when its content is shifted; a crop only
+leaves fewer windows to average over; and over logarithmic radius and angle, a rotation or a resize
+merely moves the whole spectrum along one of the two axes. So the extractor tries every such move
+and lets the spectrum itself say which one fits.
+
+The networks are trained like HiDDeN's, by the message's loss alone (`pretraining.py`), and stand in
+for them wherever an extractor is expected. They are this project's own, not the paper's.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medsign_lite.images import check_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectralConfig:
+    """Architecture of a `SpectralExtractor` and of the `SpectralEmbedder` trained with it."""
+
+    bits: int = 48
+    window: int = 32  # side of the windows in pixels
+    stride: int = 16  # pixels between windows
+    radii: int = 16  # rows of the log-polar spectrum, from `lowest` to `highest` frequency
+    angles: int = 36  # columns over half a turn; the other half mirrors it
+    lowest: float = 2.0  # periods in a window
+    highest: float = 15.0
+    channels: int = 16
+    turns: int = 9  # rotations tried: this many columns either way, 45 degrees by default
+    shrinks: int = 5  # resizes tried: this many rows towards smaller images (0.5 by default)
+    grows: int = 2  # and towards larger ones (1.3)
+    whitened: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("bits", "window", "stride", "radii", "angles", "channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, limit in (("turns", self.angles / 2), ("shrinks", self.radii - 1),
+                            ("grows", self.radii - 1)):  # fmt: skip
+            if not 0 <= getattr(self, name) <= limit:
+                raise ValueError(f"{name} must be from 0 to {limit:g}, got {getattr(self, name)}")
+        if self.window % 2 or not 1 <= self.lowest < self.highest <= self.window / 2 - 1:
+            raise ValueError(
+                "expected an even window and 1 <= lowest < highest <= window / 2 - 1, got window "
+                f"{self.window}, lowest {self.lowest:g}, highest {self.highest:g}"
+            )
+
+    @property
+    def degrees(self) -> float:
+        """Rotation from one column of the log-polar spectrum to the next."""
+        return 180 / self.angles
+
+    @property
+    def ratio(self) -> float:
+        """Factor from one row's frequency to the next one's."""
+        return (self.highest / self.lowest) ** (1 / max(1, self.radii - 1))
+
+
+def log_polar_matrix(config: SpectralConfig) -> Tensor:
+    """Bilinear sampling of half a power spectrum at logarithmic radii and even angles.
+
+    Returns:
+        (radii * angles, window * (window / 2 + 1)): times a flattened `rfft2` power spectrum, it
+        gives the log-polar one, radius by radius.
+    """
+    rows, columns = config.window, config.window // 2 + 1
+    radius = config.lowest * config.ratio ** torch.arange(config.radii, dtype=torch.float64)
+    angle = torch.arange(config.angles, dtype=torch.float64) * (math.pi / config.angles)
+    across = radius[:, None] * angle.cos()  # (radii, angles)
+    down = radius[:, None] * angle.sin()
+    # The spectrum of a real image is symmetric, and rfft2 keeps the half of across >= 0.
+    down, across = torch.where(across < 0, -down, down), across.abs()
+    matrix = torch.zeros(config.radii * config.angles, rows, columns, dtype=torch.float64)
+    point = torch.arange(len(matrix))
+    for right in (0, 1):
+        for below in (0, 1):
+            column, row = across.floor() + right, down.floor() + below
+            weight = (1 - (across - column).abs()) * (1 - (down - row).abs())
+            index = (point, row.long().flatten() % rows, column.long().flatten())
+            matrix.index_put_(index, weight.flatten(), accumulate=True)
+    return matrix.flatten(1).float()
+
+
+class SpectralExtractor(nn.Module):
+    """Reads a message from the log-polar power spectrum of an image's windows."""
+
+    @property
+    def minimum_side(self) -> int:
+        """Of an image, in pixels."""
+        return self.config.window
+
+    def __init__(self, config: SpectralConfig):
+        super().__init__()
+        self.config = config
+        taper = torch.hann_window(config.window, periodic=False)
+        self.register_buffer("taper", taper[:, None] * taper, persistent=False)
+        self.register_buffer("sampling", log_polar_matrix(config), persistent=False)
+        size = (config.radii, config.angles)
+        self.norm = nn.BatchNorm1d(size[0] * size[1])
+        self.trust = nn.Linear(size[0] * size[1], 1)  # of each window
+        nn.init.zeros_(self.trust.weight)
+        self.mix = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(inputs, config.channels, 3), nn.BatchNorm2d(config.channels))
+            for inputs in (2, config.channels)
+        )
+        # One template per bit, and one that says how well a rotation and a size fit.
+        self.templates = nn.Parameter(torch.empty(config.bits + 1, config.channels, *size))
+        nn.init.normal_(self.templates, std=(config.channels * size[0] * size[1]) ** -0.5)
+        self.bias = nn.Parameter(torch.zeros(config.bits))
+        self.whitening = nn.Linear(config.bits, config.bits) if config.whitened else None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: (B, 3, H, W) around [0, 1], H and W at least the window, to logits (B, bits).
+
+        A logit above 0 reads as bit 1. Nothing is clamped: gradients reach the image.
+        """
+        with torch.autocast(image.device.type, enabled=False):
+            answers, fit = self._answers(image.float())
+            logits = (answers * fit.flatten(1).softmax(dim=1)[:, None]).sum(dim=2)
+            return logits if self.whitening is None else self.whitening(logits)
+
+    @torch.no_grad()
+    def pose(self, image: Tensor) -> Tensor:
+        """How likely it thinks each move of the spectrum: (B, shrinks + grows + 1, 2 turns + 1).
+
+        Rows go from `grows` (the image was enlarged) to `shrinks`, columns from clockwise to
+        counter-clockwise turns, in steps of `config.ratio` and `config.degrees`; the move that
+        changes nothing is at [grows, turns].
+        """
+        _, fit = self._answers(image.float())
+        return fit.flatten(1).softmax(dim=1).reshape(fit.shape)
+
+    def _answers(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, bits, moves) and the fit of every move (B, rows, columns)."""
+        config = self.config
+        features = self.spectrum(image)
+        for index, mix in enumerate(self.mix):
+            hidden = F.relu(mix(_pad(features, (1, 1), (1, 1))))
+            features = hidden if index == 0 else features + hidden
+        # Every template against every move of the features: a correlation, which goes round in
+        # the angle and so is a product of Fourier transforms there.
+        features = _pad(features, (config.grows, config.shrinks))
+        moved = torch.fft.rfft(features, dim=3).unfold(2, config.radii, 1)
+        templates = torch.fft.rfft(self.templates, dim=3).conj()
+        product = torch.einsum("bcmkr,ocrk->bomk", moved, templates)
+        answers = torch.fft.irfft(product, n=config.angles, dim=3)  # (B, bits + 1, rows, angles)
+        turns = torch.arange(-config.turns, config.turns + 1, device=image.device)
+        answers = answers[..., turns % config.angles]
+        return answers[:, :-1].flatten(2) + self.bias[:, None], answers[:, -1]
+
+    def spectrum(self, image: Tensor) -> Tensor:
+        """Normalised log-polar power spectrum (B, 2, radii, angles) of (B, 3, H, W), float32.
+
+        Channel 0 is the windows' mean of the logarithm, in which flat windows count as much as
+        those with edges; channel 1 weighs each window by how far the network trusts it.
+        """
+        config = self.config
+        if image.ndim != 4 or image.shape[1] != 3 or min(image.shape[-2:]) < config.window:
+            check_image(image, minimum=config.window)
+        windows = F.unfold(4 * image.mean(dim=1, keepdim=True), config.window, stride=config.stride)
+        windows = windows.transpose(1, 2).unflatten(2, (config.window, config.window))
+        windows = (windows - windows.mean(dim=(2, 3), keepdim=True)) * self.taper  # (B, N, w, w)
+        spectrum = torch.fft.rfft2(windows)
+        power = spectrum.real.square() + spectrum.imag.square()
+        # The floor is about the power that rounding to 8 bits leaves.
+        level = (power.flatten(2) @ self.sampling.T + 0.01).log()  # (B, N, radii * angles)
+        level = self.norm(level.flatten(0, 1)).view_as(level)
+        trust = self.trust(level).softmax(dim=1)  # (B, N, 1)
+        pooled = torch.stack([level.mean(dim=1), (level * trust).sum(dim=1)], dim=1)
+        return pooled.unflatten(2, (config.radii, config.angles))
+
+
+def _pad(
+    features: Tensor, radii: tuple[int, int], angles: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """Angles go round; beyond the last radius there is nothing."""
+    return F.pad(F.pad(features, (*angles, 0, 0), mode="circular"), (0, 0, *radii))
+
+
+class SpectralEmbedder(nn.Module):
+    """Writes a message as a texture: each bit has its say in the amplitude of every frequency.
+
+    Phases are random, because the extractor cannot see them. Like HiDDeN's embedder it only
+    exists to train the extractor and is thrown away.
+    """
+
+    grid = 1  # pixels: the texture begins anywhere
+
+    def __init__(self, config: SpectralConfig):
+        super().__init__()
+        self.config = config
+        points = config.radii * config.angles
+        self.code = nn.Linear(config.bits, points)
+        nn.init.normal_(self.code.weight, std=1.5 * config.bits**-0.5)
+        nn.init.zeros_(self.code.bias)
+        sampling = log_polar_matrix(config)  # (points, bins)
+        total = sampling.sum(dim=0)
+        self.register_buffer("spread", sampling / total.clamp(min=1e-3), persistent=False)
+        self.register_buffer("used", (total > 0.05).float(), persistent=False)
+
+    def forward(
+        self, image: Tensor, message: Tensor, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Residual (B, 1, H, W) of root mean square 1 for an image (B, 3, H, W) and a message
+        (B, bits) in {0, 1}; `generator` (CPU) draws the phases and where the texture begins."""
+        if message.shape != (len(image), self.config.bits):
+            raise ValueError(
+                f"expected a message ({len(image)}, {self.config.bits}), one row per image, "
+                f"got {tuple(message.shape)}"
+            )
+        side = self.config.window
+        amplitude = F.softplus(self.code(2 * message - 1) @ self.spread) * self.used  # (B, bins)
+        phase = 2 * math.pi * torch.rand(amplitude.shape, generator=generator).to(amplitude)
+        texture = torch.fft.irfft2(
+            torch.polar(amplitude, phase).unflatten(1, (side, side // 2 + 1)), s=(side, side)
+        )
+        top, left = torch.randint(side, (2,), generator=generator).tolist()
+        height, width = image.shape[-2:]
+        texture = texture.repeat(1, -(-(height + top) // side), -(-(width + left) // side))
+        texture = texture[:, None, top : top + height, left : left + width]
+        return texture * (texture.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-12).rsqrt()
+
+    def embed(
+        self, image: Tensor, message: Tensor, strength: float,
+        *, generator: torch.Generator | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Image plus `strength` times the residual, unclamped: (B, 3, H, W) around [0, 1]."""
+        return image + strength * self(image, message, generator=generator)

@@ -1,0 +1,37 @@
+import subprocess
+import sys
+
+import pytest
+
+from medsign_lite.memory import keep_freed_memory
+
+PROGRAM = """
+import resource, sys, torch
+from medsign_lite.memory import keep_freed_memory
+torch.set_num_threads(1)
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(12_000_000).add(1)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(choice):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, choice], capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    kept, faults = done.stdout.split()
+    return kept, int(faults)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library of Linux only")
+def test_freed_memory_is_used_again():
+    kept, faults = page_faults("keep")
+    if kept == "False":
+        pytest.skip("this C library has no mallopt")
+    assert faults < page_faults("return")[1] / 4
+
+
+def test_nothing_happens_on_other_systems(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory() is False

@@ -1,0 +1,166 @@
+import json
+import math
+
+import pytest
+import torch
+
+from medsign_lite.extractor import build_networks, load_extractor, save_extractor, whiten
+from medsign_lite.spectral import (
+    SpectralConfig,
+    SpectralEmbedder,
+    SpectralExtractor,
+    log_polar_matrix,
+)
+
+SMALL = {"bits": 4, "radii": 10, "angles": 24, "turns": 6, "shrinks": 3, "grows": 1, "channels": 4}
+
+
+def config(**changes):
+    return SpectralConfig(**(SMALL | changes))
+
+
+def extractor(**changes):
+    torch.manual_seed(0)
+    return SpectralExtractor(config(**changes)).eval()
+
+
+def wave(periods, degrees, side=64, phase=0.0):
+    """A sinusoid with so many periods in 32 pixels, its crests turned by so many degrees."""
+    axis = torch.arange(side, dtype=torch.float32)
+    angle = math.radians(degrees)
+    along = axis[None] * math.cos(angle) + axis[:, None] * math.sin(angle)
+    plane = 0.5 + 0.1 * torch.sin(2 * math.pi * periods * along / 32 + phase)
+    return plane.expand(1, 3, -1, -1)
+
+
+def peak(reader, image):
+    """(radius, angle) index of the strongest point of the log-polar spectrum."""
+    level = reader.spectrum(image)[0, 0].detach()
+    return divmod(int(level.argmax()), level.shape[1])
+
+
+def test_log_polar_matrix_samples_one_point_per_row():
+    matrix = log_polar_matrix(config())
+    assert matrix.shape == (10 * 24, 32 * 17)
+    assert torch.allclose(matrix.sum(dim=1), torch.ones(240), atol=1e-6)
+    assert (matrix >= 0).all() and ((matrix > 0).sum(dim=1) <= 4).all()
+
+
+@pytest.mark.parametrize("angle", [0, 5, 12, 17, 23])
+@pytest.mark.parametrize("radius", [1, 4, 8])
+def test_a_wave_is_found_at_its_frequency_and_angle(radius, angle):
+    reader = extractor()
+    periods = reader.config.lowest * reader.config.ratio**radius
+    found = peak(reader, wave(periods, angle * reader.config.degrees))
+    turn = (found[1] - angle) % 24  # at the lowest frequencies, angles lie close together
+    assert abs(found[0] - radius) <= 1 and min(turn, 24 - turn) <= (2 if radius == 1 else 1)
+
+
+def test_spectrum_does_not_see_shifts():
+    reader = extractor()
+    still, moved = (reader.spectrum(wave(6.0, 30.0, phase=phase)) for phase in (0.0, 2.0))
+    assert (still - moved).abs().max() < 0.1 * still.abs().max()
+
+
+def test_a_turn_and_a_resize_move_the_spectrum_along_one_axis_each():
+    reader = extractor()
+    step, ratio = reader.config.degrees, reader.config.ratio
+    radius, angle = peak(reader, wave(5.0, 4 * step))
+    assert peak(reader, wave(5.0, 7 * step)) == (radius, angle + 3)
+    assert peak(reader, wave(5.0 * ratio**2, 4 * step)) == (radius + 2, angle)
+
+
+def test_all_moves_are_the_templates_correlation():
+    reader = extractor()
+    image = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(1))
+    answers, fit = reader._answers(image)
+    features = reader.spectrum(image)
+    for index, mix in enumerate(reader.mix):
+        around = torch.nn.functional.pad(features, (1, 1, 0, 0), mode="circular")
+        hidden = mix(torch.nn.functional.pad(around, (0, 0, 1, 1))).relu()
+        features = hidden if index == 0 else features + hidden
+    around = torch.nn.functional.pad(features, (6, 6, 0, 0), mode="circular")
+    around = torch.nn.functional.pad(around, (0, 0, 1, 3))
+    expected = torch.nn.functional.conv2d(around, reader.templates)  # (2, 5, 5, 13)
+    assert torch.allclose(fit, expected[:, -1], atol=1e-4)
+    assert torch.allclose(answers, expected[:, :-1].flatten(2), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (45, 70), (128, 96)])
+def test_extractor_reads_any_size_and_passes_gradients(size):
+    image = torch.rand(2, 3, *size, requires_grad=True)
+    logits = extractor()(image)
+    assert logits.shape == (2, 4) and logits.dtype == torch.float32
+    logits.sum().backward()
+    assert torch.isfinite(image.grad).all() and image.grad.abs().sum() > 0
+
+
+def test_extractor_keeps_full_precision_under_autocast():
+    reader, image = extractor(), torch.rand(1, 3, 40, 40)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(reader(image), reader(image.clone()))
+    with torch.no_grad():
+        plain = reader(image)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.allclose(reader(image), plain, atol=0.05)
+
+
+def test_pose_is_a_distribution_over_moves():
+    pose = extractor().pose(torch.rand(3, 3, 64, 64))
+    assert pose.shape == (3, 3 + 1 + 1, 2 * 6 + 1)
+    assert torch.allclose(pose.sum(dim=(1, 2)), torch.ones(3))
+
+
+@pytest.mark.parametrize("image", [torch.rand(1, 3, 31, 64), torch.rand(1, 1, 64, 64)],
+                         ids=["small", "one channel"])  # fmt: skip
+def test_extractor_refuses_what_it_cannot_read(image):
+    with pytest.raises(ValueError, match="expected"):
+        extractor()(image)
+
+
+def test_residual_has_unit_power_and_follows_generator_and_message():
+    torch.manual_seed(0)
+    embedder = SpectralEmbedder(config())
+    image, message = torch.rand(2, 3, 40, 70), torch.tensor([[0.0, 1, 0, 1], [1, 1, 0, 0]])
+    first, again, other = (
+        embedder(image, message, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    )
+    assert first.shape == (2, 1, 40, 70)
+    assert torch.allclose(first.square().mean(dim=(1, 2, 3)), torch.ones(2), atol=1e-4)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    marked = embedder.embed(image, message, 0.05, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(marked - image, 0.05 * first.expand(-1, 3, -1, -1), atol=1e-5)
+
+
+def test_embedder_refuses_a_message_of_another_length():
+    with pytest.raises(ValueError, match=r"expected a message \(1, 4\)"):
+        SpectralEmbedder(config())(torch.rand(1, 3, 32, 32), torch.ones(1, 5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"bits": 0}, "bits must be at least 1"),
+        ({"turns": 13}, "turns must be from 0 to 12"),
+        ({"shrinks": 10}, "shrinks must be from 0 to 9"),
+        ({"window": 31}, "even window"),
+        ({"highest": 16.0}, "highest <= window / 2 - 1"),
+        ({"lowest": 15.0}, "lowest < highest"),
+    ],
+)
+def test_config_refuses(changes, match):
+    with pytest.raises(ValueError, match=match):
+        config(**changes)
+
+
+def test_saved_and_whitened_extractor_reads_as_before(tmp_path):
+    _, reader = build_networks(config())
+    images = torch.rand(32, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    whitened = whiten(reader, images.split(8))
+    logits = whitened(images)
+    assert logits.mean(dim=0).abs().max() < 1e-3
+    save_extractor(tmp_path / "extractor", whitened)
+    assert json.loads((tmp_path / "extractor/config.json").read_text())["network"] == "spectral"
+    again = load_extractor(tmp_path / "extractor")
+    assert isinstance(again, SpectralExtractor) and torch.allclose(again(images), logits)
