@@ -115,6 +115,12 @@ class SpectralExtractor(nn.Module):
         self.templates = nn.Parameter(torch.empty(config.bits + 1, config.channels, *size))
         nn.init.normal_(self.templates, std=(config.channels * size[0] * size[1]) ** -0.5)
         self.bias = nn.Parameter(torch.zeros(config.bits))
+        # At first it prefers no move. Without this, what counts as upright is anybody's choice, and
+        # training may choose a turn at the end of the range, where the other turns are missing.
+        reach = max(1, config.grows, config.shrinks)
+        rows = torch.arange(-config.grows, config.shrinks + 1) / reach
+        columns = torch.linspace(-1, 1, 2 * config.turns + 1) if config.turns else torch.zeros(1)
+        self.prior = nn.Parameter(-6.0 * (rows[:, None].square() + columns.square()))
         self.whitening = nn.Linear(config.bits, config.bits) if config.whitened else None
 
     def forward(self, image: Tensor) -> Tensor:
@@ -131,9 +137,9 @@ class SpectralExtractor(nn.Module):
     def pose(self, image: Tensor) -> Tensor:
         """How likely it thinks each move of the spectrum: (B, shrinks + grows + 1, 2 turns + 1).
 
-        Rows go from `grows` (the image was enlarged) to `shrinks`, columns from clockwise to
-        counter-clockwise turns, in steps of `config.ratio` and `config.degrees`; the move that
-        changes nothing is at [grows, turns].
+        Rows go from enlarged images to shrunken ones, columns from images turned counter-clockwise
+        to clockwise, in steps of `config.ratio` and `config.degrees`; the move that changes
+        nothing is at [grows, turns].
         """
         _, fit = self._answers(image.float())
         return fit.flatten(1).softmax(dim=1).reshape(fit.shape)
@@ -154,7 +160,7 @@ class SpectralExtractor(nn.Module):
         answers = torch.fft.irfft(product, n=config.angles, dim=3)  # (B, bits + 1, rows, angles)
         turns = torch.arange(-config.turns, config.turns + 1, device=image.device)
         answers = answers[..., turns % config.angles]
-        return answers[:, :-1].flatten(2) + self.bias[:, None], answers[:, -1]
+        return answers[:, :-1].flatten(2) + self.bias[:, None], answers[:, -1] + self.prior
 
     def spectrum(self, image: Tensor) -> Tensor:
         """Normalised log-polar power spectrum (B, 2, radii, angles) of (B, 3, H, W), float32.
@@ -178,9 +184,7 @@ class SpectralExtractor(nn.Module):
         return pooled.unflatten(2, (config.radii, config.angles))
 
 
-def _pad(
-    features: Tensor, radii: tuple[int, int], angles: tuple[int, int] = (0, 0)
-) -> Tensor:
+def _pad(features: Tensor, radii: tuple[int, int], angles: tuple[int, int] = (0, 0)) -> Tensor:
     """Angles go round; beyond the last radius there is nothing."""
     return F.pad(F.pad(features, (*angles, 0, 0), mode="circular"), (0, 0, *radii))
 

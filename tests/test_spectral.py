@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from medsign_lite.distortions import rotate
 from medsign_lite.extractor import build_networks, load_extractor, save_extractor, whiten
 from medsign_lite.spectral import (
     SpectralConfig,
@@ -82,7 +83,7 @@ def test_all_moves_are_the_templates_correlation():
     around = torch.nn.functional.pad(features, (6, 6, 0, 0), mode="circular")
     around = torch.nn.functional.pad(around, (0, 0, 1, 3))
     expected = torch.nn.functional.conv2d(around, reader.templates)  # (2, 5, 5, 13)
-    assert torch.allclose(fit, expected[:, -1], atol=1e-4)
+    assert torch.allclose(fit, expected[:, -1] + reader.prior, atol=1e-4)
     assert torch.allclose(answers, expected[:, :-1].flatten(2), atol=1e-4)
 
 
@@ -109,6 +110,27 @@ def test_pose_is_a_distribution_over_moves():
     pose = extractor().pose(torch.rand(3, 3, 64, 64))
     assert pose.shape == (3, 3 + 1 + 1, 2 * 6 + 1)
     assert torch.allclose(pose.sum(dim=(1, 2)), torch.ones(3))
+
+
+@pytest.mark.parametrize(("degrees", "column"), [(0, 0), (15, -2), (-30, 4)])
+def test_pose_says_how_far_the_image_was_turned(degrees, column):
+    reader = extractor()
+    coarse = torch.rand(1, 1, 60, 60, generator=torch.Generator().manual_seed(3))
+    texture = torch.nn.functional.interpolate(coarse, size=(240, 240), mode="bicubic")
+    texture = texture.expand(-1, 3, -1, -1)
+
+    def middle(angle):
+        return rotate(texture, float(angle), interpolation="bilinear")[..., 48:-48, 48:-48]
+
+    features = []
+    hook = reader.mix[1].register_forward_hook(lambda _, inputs, output: features.append(output))
+    reader.pose(middle(0))
+    hook.remove()
+    with torch.no_grad():  # look for this very spectrum
+        template = features[0].relu() - features[0].relu().mean(dim=(2, 3), keepdim=True)
+        reader.templates[-1] = 10 * template[0]
+    found = divmod(int(reader.pose(middle(degrees))[0].argmax()), 13)
+    assert found == (reader.config.grows, reader.config.turns + column)
 
 
 @pytest.mark.parametrize("image", [torch.rand(1, 3, 31, 64), torch.rand(1, 1, 64, 64)],
