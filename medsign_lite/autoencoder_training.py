@@ -24,8 +24,8 @@ from medsign_lite.budgets import Budget, log_row
 from medsign_lite.checkpoints import load_training_state, save_training_state
 from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.image_stack import read_image_stack
-from medsign_lite.memory import keep_freed_memory
 from medsign_lite.precision import mixed_precision
+from medsign_lite.processor import tune_processor
 
 CROP = 64  # side of the training crops, half of the image's
 SAVE_SECONDS = 120  # between saved states
@@ -208,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
-    keep_freed_memory()
+    tune_processor()
     held_out = read_image_stack(options.data, split="validation")
     vae = fit_autoencoder(
         read_image_stack(options.data, split="train"),

@@ -38,8 +38,8 @@ from medsign_lite.checkpoints import load_training_state, save_training_state
 from medsign_lite.data import read_manifest
 from medsign_lite.files import whole_file
 from medsign_lite.image_stack import read_image_stack
-from medsign_lite.memory import keep_freed_memory
 from medsign_lite.precision import mixed_precision
+from medsign_lite.processor import tune_processor
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 SAVE_SECONDS = 180  # between saved states
@@ -344,7 +344,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
-    keep_freed_memory()
+    tune_processor()
     vae = AutoencoderKL.from_pretrained(options.autoencoder).eval()
     records = [r for r in read_manifest(options.data, check_files=False) if r.split == "train"]
     kept = options.out / "latents.safetensors"  # a resumed run need not encode again

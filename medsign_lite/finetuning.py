@@ -40,7 +40,6 @@ from medsign_lite.losses import (
     total_variation_loss,
     weighted_sum,
 )
-from medsign_lite.memory import keep_freed_memory
 from medsign_lite.messages import (
     check_message,
     message_from_string,
@@ -51,6 +50,7 @@ from medsign_lite.metrics import bit_accuracy, psnr, ssim
 from medsign_lite.perceptual import perceptual_loss
 from medsign_lite.precision import PRECISIONS, mixed_precision
 from medsign_lite.pretraining import read_under_attack
+from medsign_lite.processor import tune_processor
 
 PRESETS = {"chest": chest_weights, "fundus": fundus_weights}
 
@@ -302,7 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="auto", choices=PRECISIONS)
     options = parser.parse_args(arguments)
-    keep_freed_memory()
+    tune_processor()
     extractor = load_extractor(options.extractor, device=options.device)
     message = read_message(options.message, bits=extractor.config.bits)
     weights = PRESETS[options.modality]()

@@ -40,8 +40,8 @@ from medsign_lite.judge_networks import (
     save_judge,
 )
 from medsign_lite.judge_scores import evaluate_classifier, evaluate_segmenter
-from medsign_lite.memory import keep_freed_memory
 from medsign_lite.precision import mixed_precision
+from medsign_lite.processor import tune_processor
 from medsign_lite.results import record_result
 
 __all__ = [
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = vars(parser.parse_args(arguments))
-    keep_freed_memory()
+    tune_processor()
     network = {"classifier": FindingClassifier, "segmenter": FindingSegmenter}[options.pop("kind")]
     records = read_manifest(options.pop("data"), check_files=False)
     torch.manual_seed(options["seed"])  # the network's first weights

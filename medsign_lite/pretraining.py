@@ -42,10 +42,10 @@ from medsign_lite.extractor import (
 from medsign_lite.image_stack import read_image_stack
 from medsign_lite.images import quantise
 from medsign_lite.losses import message_loss
-from medsign_lite.memory import keep_freed_memory
 from medsign_lite.messages import random_messages
 from medsign_lite.metrics import bit_accuracy, psnr
 from medsign_lite.precision import mixed_precision
+from medsign_lite.processor import tune_processor
 from medsign_lite.spectral import SpectralConfig
 
 CHOICES = {  # configuration, curriculum, learning rate
@@ -283,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="auto", help="auto, bfloat16 or float32")
     options = parser.parse_args(arguments)
-    keep_freed_memory()
+    tune_processor()
     minutes = 60 * options.hours if options.hours is not None else options.minutes
     config, curriculum, learning_rate = CHOICES[options.network]
     images = read_image_stack(options.images, size=options.size, limit=options.limit)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from medsign_lite.files import whole_file
-from medsign_lite.memory import keep_freed_memory
+from medsign_lite.processor import tune_processor
 from medsign_lite.profiles import (
     PROFILES,
     Profile,
@@ -235,7 +235,7 @@ def open_run(
     run.check_space(sizes.disk_megabytes)
     run.folder.mkdir(parents=True, exist_ok=True)
     seed_everything(seed)
-    keep_freed_memory()
+    tune_processor()
     return run
 
 

@@ -27,16 +27,16 @@ class SpectralConfig:
     """Architecture of a `SpectralExtractor` and of the `SpectralEmbedder` trained with it."""
 
     bits: int = 48
-    window: int = 32  # side of the windows in pixels
+    window: int = 64  # side of the windows in pixels
     stride: int = 16  # pixels between windows
-    radii: int = 16  # rows of the log-polar spectrum, from `lowest` to `highest` frequency
-    angles: int = 36  # columns over half a turn; the other half mirrors it
-    lowest: float = 2.0  # periods in a window
-    highest: float = 15.0
+    radii: int = 20  # rows of the log-polar spectrum, from `lowest` to `highest` frequency
+    angles: int = 60  # columns over half a turn; the other half mirrors it
+    lowest: float = 4.0  # periods in a window
+    highest: float = 30.0
     channels: int = 16
-    turns: int = 9  # rotations tried: this many columns either way, 45 degrees by default
-    shrinks: int = 5  # resizes tried: this many rows towards smaller images (0.5 by default)
-    grows: int = 2  # and towards larger ones (1.3)
+    turns: int = 15  # rotations tried: this many columns either way, 45 degrees by default
+    shrinks: int = 6  # resizes tried: this many rows towards smaller images (0.5 by default)
+    grows: int = 2  # and towards larger ones (1.2)
     whitened: bool = False
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class SpectralExtractor(nn.Module):
     @property
     def minimum_side(self) -> int:
         """Of an image, in pixels."""
-        return self.config.window
+        return self.config.window // 2
 
     def __init__(self, config: SpectralConfig):
         super().__init__()
@@ -124,7 +124,7 @@ class SpectralExtractor(nn.Module):
         self.whitening = nn.Linear(config.bits, config.bits) if config.whitened else None
 
     def forward(self, image: Tensor) -> Tensor:
-        """image: (B, 3, H, W) around [0, 1], H and W at least the window, to logits (B, bits).
+        """image: (B, 3, H, W) around [0, 1], H and W at least half a window, to logits (B, bits).
 
         A logit above 0 reads as bit 1. Nothing is clamped: gradients reach the image.
         """
@@ -169,9 +169,13 @@ class SpectralExtractor(nn.Module):
         those with edges; channel 1 weighs each window by how far the network trusts it.
         """
         config = self.config
-        if image.ndim != 4 or image.shape[1] != 3 or min(image.shape[-2:]) < config.window:
-            check_image(image, minimum=config.window)
-        windows = F.unfold(4 * image.mean(dim=1, keepdim=True), config.window, stride=config.stride)
+        if image.ndim != 4 or image.shape[1] != 3 or min(image.shape[-2:]) < self.minimum_side:
+            check_image(image, minimum=self.minimum_side)
+        grey = 4 * image.mean(dim=1, keepdim=True)
+        short = [max(0, config.window - side) for side in image.shape[-2:]]
+        if any(short):
+            grey = F.pad(grey, (0, short[1], 0, short[0]), mode="replicate")
+        windows = F.unfold(grey, config.window, stride=config.stride)
         windows = windows.transpose(1, 2).unflatten(2, (config.window, config.window))
         windows = (windows - windows.mean(dim=(2, 3), keepdim=True)) * self.taper  # (B, N, w, w)
         spectrum = torch.fft.rfft2(windows)

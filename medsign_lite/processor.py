@@ -1,10 +1,22 @@
-"""How freed memory is treated on the CPU."""
+"""Settings of the CPU that make training faster and change no result."""
 
 import ctypes
 import sys
 
+import torch
+
 # Names and numbers of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+
+
+def tune_processor() -> None:
+    """Keep freed memory, and take numbers below 1e-38 for zero.
+
+    Such numbers appear in gradients once a softmax is sure of itself, and x86 processors compute
+    with them ten times slower than with others.
+    """
+    keep_freed_memory()
+    torch.set_flush_denormal(True)
 
 
 def keep_freed_memory() -> bool:
