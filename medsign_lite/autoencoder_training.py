@@ -2,11 +2,11 @@
 
     python -m medsign_lite.autoencoder_training --data MANIFEST --out FOLDER --minutes 30
 
-The network is convolutional throughout (no attention in its middle block), so the first half of the
-training runs on random crops, which cost a quarter of a whole image. The second half must not: group
-normalisation sees other statistics in a whole image, which is worth a decibel. The
-loss is the squared error with a very small Kullback-Leibler term that keeps the latents bounded:
-fidelity is what the watermark is measured against, and phantoms have no texture to invent.
+The network is convolutional throughout (no attention in its middle block), so the first half of
+the training runs on random crops, which cost a quarter of a whole image. The second half must not:
+group normalisation sees other statistics in a whole image, which is worth a decibel. The loss is
+the squared error with a very small Kullback-Leibler term that keeps the latents bounded: fidelity
+is what the watermark is measured against, and phantoms have no texture to invent.
 """
 
 import argparse

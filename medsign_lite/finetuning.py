@@ -219,8 +219,8 @@ def fit(
     settings = {
         "message": message_to_string(message.cpu()), "weights": asdict(weights), "seed": seed,
         "perceptual": perceptual.name, "batch_size": batch_size, "learning_rate": learning_rate,
-        "attack_strength": attack_strength, "temperature": temperature, "read_well": read_well,
-        "entries": len(cache),
+        "first_quality": first_quality, "attack_strength": attack_strength,
+        "temperature": temperature, "read_well": read_well, "entries": len(cache),
     }  # fmt: skip
     if saved := load_training_state(out / "training.pt"):
         if saved["settings"] != settings:
@@ -292,9 +292,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--modality", required=True, choices=sorted(PRESETS))
     parser.add_argument("--minutes", type=float, help="training time in all")
     parser.add_argument("--steps", type=int, help="instead of a time")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--read-well", type=float, default=0.98, help="accuracy to keep")
+    parser.add_argument("--read-well", type=float, default=0.95, help="accuracy to keep")
+    parser.add_argument("--first-quality", type=float, default=0.3, help=(
+        "factor of the image losses that it starts from and never goes below"))  # fmt: skip
     parser.add_argument("--preservation", type=float, help="another weight of that loss")
     parser.add_argument("--perceptual-weights", help="published Watson-VGG .pth; else a stand-in")
     parser.add_argument("--limit", type=int, help="entries of the cache to use at most")
@@ -315,7 +317,8 @@ def main(arguments: list[str] | None = None) -> None:
         decoder, cache, message, extractor, weights, options.out,
         perceptual=perceptual_loss(options.perceptual_weights).to(options.device),
         minutes=options.minutes, steps=options.steps, batch_size=options.batch_size,
-        learning_rate=options.learning_rate, read_well=options.read_well, seed=options.seed,
+        learning_rate=options.learning_rate, read_well=options.read_well,
+        first_quality=options.first_quality, seed=options.seed,
         precision=options.precision, details={"modality": options.modality},
     )  # fmt: skip
 

@@ -116,11 +116,10 @@ class SpectralExtractor(nn.Module):
         nn.init.normal_(self.templates, std=(config.channels * size[0] * size[1]) ** -0.5)
         self.bias = nn.Parameter(torch.zeros(config.bits))
         # At first it prefers no move. Without this, what counts as upright is anybody's choice, and
-        # training may choose a turn at the end of the range, where the other turns are missing.
-        reach = max(1, config.grows, config.shrinks)
-        rows = torch.arange(-config.grows, config.shrinks + 1) / reach
-        columns = torch.linspace(-1, 1, 2 * config.turns + 1) if config.turns else torch.zeros(1)
-        self.prior = nn.Parameter(-6.0 * (rows[:, None].square() + columns.square()))
+        # training may choose the end of a range, beyond which the other moves are missing.
+        rows = torch.arange(-config.grows, config.shrinks + 1).abs()
+        columns = torch.arange(-config.turns, config.turns + 1).abs()
+        self.prior = nn.Parameter(-2.0 * rows[:, None] - 0.5 * columns)
         self.whitening = nn.Linear(config.bits, config.bits) if config.whitened else None
 
     def forward(self, image: Tensor) -> Tensor:
