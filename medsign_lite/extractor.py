@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from medsign_lite.checkpoints import load_checkpoint, load_strictly, save_checkpoint
 from medsign_lite.images import check_image, imagenet_normalise
+from medsign_lite.messages import check_one_message_per_image
 from medsign_lite.spectral import SpectralConfig, SpectralEmbedder, SpectralExtractor
 from medsign_lite.whitening import whitening_transform
 
@@ -173,11 +174,7 @@ class Embedder(nn.Module):
     def forward(self, image: Tensor, message: Tensor) -> Tensor:
         """image: (B, 3, H, W) in [0, 1], message: (B, bits) in {0, 1}, to a residual
         (B, 1 or 3, H, W) whose root mean square is 1 per image (`unit_residual`), or in [-1, 1]."""
-        if message.shape != (len(image), self.config.bits):
-            raise ValueError(
-                f"expected a message ({len(image)}, {self.config.bits}), one row per image, "
-                f"got {tuple(message.shape)}"
-            )
+        check_one_message_per_image(message, image, self.config.bits)
         signs = 2 * message - 1
         features = fold_space(imagenet_normalise(image), self.config.embedder_fold)
         for index, block in enumerate(self.blocks):

@@ -92,3 +92,12 @@ def message_from_string(text: str, *, bits: int = 48) -> Tensor:
     if len(digits) != bits:
         raise ValueError(f"expected a message of {bits} bits, got {len(digits)}")
     return torch.tensor([float(digit) for digit in digits])
+
+
+def check_one_message_per_image(message: Tensor, image: Tensor, bits: int) -> None:
+    """Raise a ValueError unless message is (B, bits) for an image (B, ...)."""
+    if message.shape != (len(image), bits):
+        raise ValueError(
+            f"expected a message ({len(image)}, {bits}), one row per image, "
+            f"got {tuple(message.shape)}"
+        )

@@ -1,4 +1,4 @@
-"""Settings of the CPU that make training faster and change no result."""
+"""Settings of the CPU that make training faster."""
 
 import ctypes
 import sys

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medsign_lite.images import check_image
+from medsign_lite.messages import check_one_message_per_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,11 +219,7 @@ class SpectralEmbedder(nn.Module):
     ) -> Tensor:
         """Residual (B, 1, H, W) of root mean square 1 for an image (B, 3, H, W) and a message
         (B, bits) in {0, 1}; `generator` (CPU) draws the phases and where the texture begins."""
-        if message.shape != (len(image), self.config.bits):
-            raise ValueError(
-                f"expected a message ({len(image)}, {self.config.bits}), one row per image, "
-                f"got {tuple(message.shape)}"
-            )
+        check_one_message_per_image(message, image, self.config.bits)
         side = self.config.window
         amplitude = F.softplus(self.code(2 * message - 1) @ self.spread) * self.used  # (B, bins)
         phase = 2 * math.pi * torch.rand(amplitude.shape, generator=generator).to(amplitude)
