@@ -60,8 +60,11 @@ lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check --exclude '*.ipynb' .
 
-weights: $(STAMP)
-	$(PY) -m medsign_lite.bundle
+weights: build/phantoms/manifest.csv $(STAMP)
+	$(PY) -m medsign_lite.bundle --data $<
+
+build/phantoms/manifest.csv: | $(STAMP)
+	$(PY) -m data_prep.phantoms --out $(@D) --train 10000 --validation 500 --test 500
 
 gates: $(GATE_PHANTOMS) $(STAMP)
 	$(PY) -m medsign_lite.gates --data $<

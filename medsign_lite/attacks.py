@@ -104,9 +104,9 @@ ATTACK_TABLE = PAPER_ATTACKS | FURTHER_ATTACKS | CONVENTIONS
 
 # Ranges of training: (parameter without effect, lowest, highest). JPEG 100 is as near as it gets.
 TRAINING_RANGES = {
-    "brightness": (1.0, 0.5, 2.0),
+    "brightness": (1.0, 0.5, 2.5),
     "crop": (1.0, 0.3, 1.0),
-    "jpeg": (100.0, 40.0, 95.0),
+    "jpeg": (100.0, 40.0, 85.0),
     "rotation": (0.0, -45.0, 45.0),
     "resize": (1.0, 0.3, 1.2),
     "contrast": (1.0, 0.5, 2.0),

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from medsign_lite.averaging import update_average
 from medsign_lite.budgets import Budget, log_row
+from medsign_lite.bundled_networks import build_autoencoder
 from medsign_lite.checkpoints import load_training_state, save_training_state
 from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.image_stack import read_image_stack
@@ -31,20 +32,6 @@ from medsign_lite.processor import tune_processor
 CROP = 64  # side of the training crops, half of the image's
 SAVE_SECONDS = 120  # between saved states
 SPIKE = 4.0  # a batch whose loss is this many times the usual one is not learnt from
-
-
-def build_autoencoder(*, channels: tuple[int, ...] = (32, 64, 96, 128)) -> AutoencoderKL:
-    """An autoencoder from (B, 3, H, W) in [-1, 1] to latents (B, 4, H/8, W/8)."""
-    return AutoencoderKL(
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        sample_size=128,
-    )
 
 
 def autoencoder_loss(

@@ -141,7 +141,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"unknown stages {sorted(unknown)}: expected some of {tuple(every)}")
     for name in options.only or every:
         made, make = every[name]
-        if made.exists():
+        # Its own record says that a stage is finished: what it makes may be there from before, as
+        # the weights of a clone are.
+        finished = options.work / f"{name}.json"
+        if finished.is_file() and made.exists():
             print(f"{name}: already at {made}")
             continue
         print(f"{name}: {minutes.get(name, 'no')} minutes of training")
@@ -150,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = log.read_text().splitlines() if log.is_file() else []
         figures = json.loads(rows[-1]) if rows else {}
         config = {"minutes": minutes.get(name), "device": options.device}
-        record_result(options.work / f"{name}.json", figures, config)
+        record_result(finished, figures, config)
 
 
 if __name__ == "__main__":

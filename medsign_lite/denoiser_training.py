@@ -13,9 +13,7 @@ import argparse
 import copy
 import math
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,152 +26,27 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
-from tokenizers import pre_tokenizers
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from medsign_lite.averaging import update_average
 from medsign_lite.budgets import Budget, log_row
+from medsign_lite.bundled_networks import (
+    build_scheduler,
+    build_text_encoder,
+    build_unet,
+    save_pipeline,
+)
 from medsign_lite.checkpoints import load_training_state, save_training_state
-from medsign_lite.data import read_manifest
+from medsign_lite.data import Record, load_mask, read_manifest
 from medsign_lite.files import whole_file
 from medsign_lite.image_stack import read_image_stack
 from medsign_lite.precision import mixed_precision
 from medsign_lite.processor import tune_processor
+from medsign_lite.report_tokenizer import learn_tokenizer
 
-START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 SAVE_SECONDS = 180  # between saved states
-
-
-def learn_tokenizer(
-    reports: Sequence[str], *, merges: int = 350, longest: int = 7, length: int = 77
-) -> CLIPTokenizer:
-    """Learn CLIP's byte-pair encoding (Sennrich et al., ACL 2016) from reports.
-
-    The same reports give the same tokenizer, which a run that resumes relies on; the trainers of
-    the usual library break ties by chance.
-
-    Args:
-        merges: pairs of tokens to merge at most, the most frequent first.
-        longest: characters of a token at most, so that long words stay several tokens.
-        length: tokens of a prompt, padding included; the rest is cut off.
-    """
-    # Every byte, within a word and at its end, so that no word of a user's prompt is unknown.
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    alphabet = [*letters, *(letter + WORD_END for letter in letters)]
-    backend = _clip_tokenizer(alphabet, [], length).backend_tokenizer
-    words = Counter()
-    for report, count in Counter(reports).items():
-        normalised = backend.normalizer.normalize_str(report)
-        for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalised):
-            words[word] += count
-    learnt = learn_merges(words, merges=merges, longest=longest)
-    return _clip_tokenizer([*alphabet, *map("".join, learnt)], learnt, length)
-
-
-def learn_merges(words: Mapping[str, int], *, merges: int, longest: int) -> list[tuple[str, str]]:
-    """The most frequent pairs of neighbouring tokens, merged one after another.
-
-    Args:
-        words: how often each word occurs.
-        merges, longest: as in `learn_tokenizer`; ties go to the pair first in the alphabet.
-
-    >>> learn_merges({"edema": 3, "edge": 1}, merges=2, longest=7)
-    [('e', 'd'), ('ed', 'e')]
-    """
-    pieces = {word: [*word[:-1], word[-1] + WORD_END] for word in words}
-    learnt = []
-    for _ in range(merges):
-        pairs = Counter()
-        for word, tokens in pieces.items():
-            for pair in pairwise(tokens):
-                pairs[pair] += words[word]
-        allowed = [p for p in pairs if len("".join(p).removesuffix(WORD_END)) <= longest]
-        if not allowed:
-            break
-        best = min(allowed, key=lambda pair: (-pairs[pair], pair))
-        learnt.append(best)
-        for word, tokens in pieces.items():
-            pieces[word] = _merged(tokens, best)
-    return learnt
-
-
-def _merged(tokens: list[str], pair: tuple[str, str]) -> list[str]:
-    merged, i = [], 0
-    while i < len(tokens):
-        together = tuple(tokens[i : i + 2]) == pair
-        merged.append("".join(pair) if together else tokens[i])
-        i += 2 if together else 1
-    return merged
-
-
-def _clip_tokenizer(tokens: list[str], merges: list[tuple[str, str]], length: int) -> CLIPTokenizer:
-    return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate([*tokens, START, END])},
-        merges=merges,
-        model_max_length=length,
-        bos_token=START,
-        eos_token=END,
-        pad_token=END,
-        unk_token=END,
-    )
-
-
-def build_text_encoder(
-    tokenizer: CLIPTokenizer, *, width: int = 128, layers: int = 1
-) -> CLIPTextModel:
-    """A shallow CLIP text encoder, untrained."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            max_position_embeddings=tokenizer.model_max_length,
-            projection_dim=width,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def build_unet(
-    *, channels: tuple[int, ...] = (64, 128), text_width: int = 128, sample_size: int = 16
-) -> UNet2DConditionModel:
-    """A small U-Net with cross-attention at every resolution, untrained."""
-    return UNet2DConditionModel(
-        sample_size=sample_size,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=channels,
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
-        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
-        cross_attention_dim=text_width,
-        attention_head_dim=4,  # diffusers reads this as the number of heads
-        norm_num_groups=16,
-    )
-
-
-def build_scheduler() -> DDIMScheduler:
-    """DDIM on velocities, ending in pure noise.
-
-    Stable Diffusion's own schedule keeps some signal at its last step, from which a small model
-    would read the brightness that it should choose (Lin et al., WACV 2024).
-    """
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        clip_sample=False,
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        steps_offset=1,
-    )
 
 
 def denoising_loss(
@@ -183,6 +56,7 @@ def denoising_loss(
     latents: Tensor,
     tokens: Tensor,
     *,
+    weights: Tensor | None = None,
     generator: torch.Generator,
 ) -> Tensor:
     """Mean squared error of the predicted velocity at random timesteps.
@@ -190,6 +64,7 @@ def denoising_loss(
     Args:
         latents: (B, 4, h, w), scaled.
         tokens: (B, T) token numbers; a row of the empty prompt trains the unconditional model.
+        weights: (B, h, w) weight of each place's error; default: all alike.
         generator: on the CPU, so that a seed means the same noise on every device.
     """
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
@@ -198,7 +73,19 @@ def denoising_loss(
     noised = scheduler.add_noise(latents, noise, timesteps)
     velocity = scheduler.get_velocity(latents, noise, timesteps)
     predicted = unet(noised, timesteps, text_encoder(tokens)[0]).sample
-    return (predicted.float() - velocity).square().mean()
+    error = (predicted.float() - velocity).square()
+    return (error if weights is None else error * weights[:, None]).mean()
+
+
+def read_foreground(records: Sequence[Record], size: tuple[int, int]) -> Tensor:
+    """Which latents (N, h, w) see any of a record's findings; nowhere where it has no mask."""
+    found = torch.zeros(len(records), *size, dtype=torch.bool)
+    for row, record in zip(found, records, strict=True):
+        for path in record.masks:
+            if path is not None:
+                # The maximum, because a microaneurysm is a small part of a latent.
+                row |= F.adaptive_max_pool2d(load_mask(path)[None], size)[0] > 0.5
+    return found
 
 
 @torch.no_grad()
@@ -219,11 +106,13 @@ def fit_denoiser(
     vae: AutoencoderKL,
     folder: str | Path,
     *,
+    foreground: Tensor | None = None,
     minutes: float | None = None,
     steps: int | None = None,
     batch: int = 64,
     learning_rate: float = 1e-3,
     unconditional: float = 0.1,
+    emphasis: float = 4.0,
     text_layers: int = 1,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -236,7 +125,10 @@ def fit_denoiser(
         reports: N prompts.
         vae: goes into the pipeline as it is.
         folder: gets ``state.pt`` while running, ``log.jsonl``, and the finished ``pipeline/``.
+        foreground: (N, h, w) bool, the latents that see a finding, as `read_foreground` returns.
         unconditional: share of the reports replaced by the empty prompt, for guidance.
+        emphasis: how much more an error weighs there. Findings are a few latents of an image, and
+            without this the network draws anatomy long before it heeds the words that name them.
 
     Returns:
         A pipeline with the weights' moving average, in evaluation mode on the CPU.
@@ -277,10 +169,15 @@ def fit_denoiser(
         rows = torch.randint(len(latents), (batch,), generator=generator)
         empty = torch.rand(batch, generator=generator) < unconditional
         texts = rows.masked_fill(empty, len(reports))
+        weights = None
+        if foreground is not None:
+            # Without words there is nothing to heed: the unconditional model is trained as usual.
+            weights = 1 + emphasis * (foreground[rows] & ~empty[:, None, None]).to(device)
         with mixed_precision(device):
             loss = denoising_loss(
                 unet, text_encoder, scheduler,
-                latents[rows].to(device), tokens[texts].to(device), generator=generator,
+                latents[rows].to(device), tokens[texts].to(device),
+                weights=weights, generator=generator,
             )  # fmt: skip
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -296,25 +193,6 @@ def fit_denoiser(
             last_save = time.monotonic()
     save()
     return save_pipeline(folder / "pipeline", average, tokenizer, vae)
-
-
-def save_pipeline(
-    folder: str | Path, model: torch.nn.ModuleDict, tokenizer: CLIPTokenizer, vae: AutoencoderKL
-) -> StableDiffusionPipeline:
-    """Assemble an ordinary pipeline and write it in half precision."""
-    vae.register_to_config(_name_or_path="")  # a path of this machine is nobody else's business
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=model["text_encoder"].cpu().eval(),
-        tokenizer=tokenizer,
-        unet=model["unet"].cpu().eval(),
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.to(torch.float16).save_pretrained(folder)
-    return pipeline.to(torch.float32)
 
 
 def _tokens(tokenizer: CLIPTokenizer, reports: Sequence[str]) -> Tensor:
@@ -363,6 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
         [record.report for record in records],
         vae.cpu(),
         options.out,
+        foreground=read_foreground(records, tuple(latents.shape[-2:])),
         minutes=options.minutes,
         steps=options.steps,
         batch=options.batch,

@@ -174,7 +174,7 @@ def fit(
     """Train embedder and extractor until `minutes` or `steps` are spent; resumes what `out` holds.
 
     Args:
-        images: (N, 3, H, W) uint8; the last `held_out` are never trained on.
+        images: (N, 3, H, W) uint8; `held_out`, evenly spread over them, are never trained on.
         out: gets log.jsonl, training.pt while running, and the whitened extractor/ at the end.
         batch_pixels: a batch holds this many pixels, so that small crops come in larger batches,
             but at most `largest_batch` images.
@@ -221,7 +221,12 @@ def fit(
             "budget": budget.state(),
         })  # fmt: skip
 
-    train, test = images[:-held_out], images[-held_out:].to(device).float() / 255
+    # A manifest lists one modality after another: the last images alone would be of one kind.
+    test_rows = torch.arange(held_out) * (len(images) // held_out)
+    train_rows = torch.ones(len(images), dtype=torch.bool)
+    train_rows[test_rows] = False
+    train_rows = train_rows.nonzero().flatten()
+    test = images[test_rows].to(device).float() / 255
     bar = tqdm(total=100, disable=not sys.stderr.isatty(), unit="%", desc="extractor")
     last_log = last_save = time.monotonic()
     while budget.progress < 1:
@@ -229,8 +234,9 @@ def fit(
         batch_size = max(1, min(largest_batch, batch_pixels // size**2))
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * learning_rate_factor(budget.progress)
-        chosen = torch.randint(0, len(train), (batch_size,), generator=generator)
-        batch = random_crops(train[chosen], size, generator=generator).to(device).float() / 255
+        chosen = torch.randint(0, len(train_rows), (batch_size,), generator=generator)
+        batch = random_crops(images[train_rows[chosen]], size, generator=generator)
+        batch = batch.to(device).float() / 255
         messages = random_messages(batch_size, config.bits, generator=generator).to(device)
         values, logits = pretrain_step(
             embedder, extractor, optimiser, batch, messages, strength=state.strength,
@@ -257,7 +263,8 @@ def fit(
         precision=precision,
     )  # fmt: skip
     log_row(out, budget, {"evaluation": figures})
-    calibration = train[torch.randperm(len(train), generator=generator)[:4096]]
+    chosen = torch.randperm(len(train_rows), generator=generator)[:4096]
+    calibration = images[train_rows[chosen]]
     whitened = whiten(extractor, (b.to(device).float() / 255 for b in calibration.split(64)))
     details = {**settings, **budget.state(), "images": state.images,
                "strength": state.strength, "evaluation": figures}  # fmt: skip

@@ -30,9 +30,9 @@ class SpectralConfig:
     bits: int = 48
     window: int = 64  # side of the windows in pixels
     stride: int = 16  # pixels between windows
-    radii: int = 20  # rows of the log-polar spectrum, from `lowest` to `highest` frequency
+    radii: int = 22  # rows of the log-polar spectrum, from `lowest` to `highest` frequency
     angles: int = 60  # columns over half a turn; the other half mirrors it
-    lowest: float = 4.0  # periods in a window
+    lowest: float = 3.0  # periods in a window
     highest: float = 30.0
     channels: int = 16
     turns: int = 15  # rotations tried: this many columns either way, 45 degrees by default
@@ -194,47 +194,87 @@ def _pad(features: Tensor, radii: tuple[int, int], angles: tuple[int, int] = (0,
 
 
 class SpectralEmbedder(nn.Module):
-    """Writes a message as a texture: each bit has its say in the amplitude of every frequency.
+    """Writes a message by filtering the image, and as a texture where there is little to filter.
 
-    Phases are random, because the extractor cannot see them. Like HiDDeN's embedder it only
-    exists to train the extractor and is thrown away.
+    Each bit has its say in the gain and in the amplitude at every frequency. The filter works with
+    the image: what is there grows or shrinks, which changes the spectrum's logarithm alike in
+    strong and weak parts, while an added texture of this power would drown in the strong ones.
+    The texture's phases are random, because the extractor cannot see them. Like HiDDeN's embedder
+    it only exists to train the extractor and is thrown away.
     """
 
     grid = 1  # pixels: the texture begins anywhere
+    filter_share = 0.95  # of the residual's amplitude that filtering may take
 
     def __init__(self, config: SpectralConfig):
         super().__init__()
         self.config = config
         points = config.radii * config.angles
-        self.code = nn.Linear(config.bits, points)
-        nn.init.normal_(self.code.weight, std=1.5 * config.bits**-0.5)
-        nn.init.zeros_(self.code.bias)
+        self.amplitude = nn.Linear(config.bits, points)
+        self.gain = nn.Linear(config.bits, points)
+        for code in (self.amplitude, self.gain):
+            nn.init.normal_(code.weight, std=1.5 * config.bits**-0.5)
+            nn.init.zeros_(code.bias)
         sampling = log_polar_matrix(config)  # (points, bins)
         total = sampling.sum(dim=0)
         self.register_buffer("spread", sampling / total.clamp(min=1e-3), persistent=False)
         self.register_buffer("used", (total > 0.05).float(), persistent=False)
 
     def forward(
-        self, image: Tensor, message: Tensor, *, generator: torch.Generator | None = None
-    ) -> Tensor:
+        self, image: Tensor, message: Tensor, *,
+        strength: float = 1.0, generator: torch.Generator | None = None,
+    ) -> Tensor:  # fmt: skip
         """Residual (B, 1, H, W) of root mean square 1 for an image (B, 3, H, W) and a message
-        (B, bits) in {0, 1}; `generator` (CPU) draws the phases and where the texture begins."""
+        (B, bits) in {0, 1}.
+
+        `strength` is what it will be multiplied by: the filter changes each amplitude by no more
+        than itself, and the texture takes up what is left of the strength. `generator` (CPU) draws
+        its phases and where it begins.
+        """
         check_one_message_per_image(message, image, self.config.bits)
-        side = self.config.window
-        amplitude = F.softplus(self.code(2 * message - 1) @ self.spread) * self.used  # (B, bins)
-        phase = 2 * math.pi * torch.rand(amplitude.shape, generator=generator).to(amplitude)
-        texture = torch.fft.irfft2(
-            torch.polar(amplitude, phase).unflatten(1, (side, side // 2 + 1)), s=(side, side)
-        )
-        top, left = torch.randint(side, (2,), generator=generator).tolist()
-        height, width = image.shape[-2:]
-        texture = texture.repeat(1, -(-(height + top) // side), -(-(width + left) // side))
-        texture = texture[:, None, top : top + height, left : left + width]
-        return texture * (texture.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-12).rsqrt()
+        signs = 2 * message - 1
+        filtered = self._filtered(image, signs)
+        power = filtered.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-12
+        allowed = (self.filter_share * strength) ** 2
+        filtered = filtered * (allowed / power).clamp(max=1).sqrt()
+        left = strength**2 - power.clamp(max=allowed)
+        return _unit_power(filtered + left.sqrt() * self._texture(image, signs, generator))
 
     def embed(
         self, image: Tensor, message: Tensor, strength: float,
         *, generator: torch.Generator | None = None,
     ) -> Tensor:  # fmt: skip
         """Image plus `strength` times the residual, unclamped: (B, 3, H, W) around [0, 1]."""
-        return image + strength * self(image, message, generator=generator)
+        residual = self(image, message, strength=strength, generator=generator)
+        return image + strength * residual
+
+    def _filtered(self, image: Tensor, signs: Tensor) -> Tensor:
+        """What the message's filter adds to the image, (B, 1, H, W)."""
+        side, (height, width) = self.config.window, image.shape[-2:]
+        gain = torch.tanh(self.gain(signs) @ self.spread) * self.used  # (B, bins)
+        kernel = torch.fft.irfft2(gain.unflatten(1, (side, side // 2 + 1)), s=(side, side))
+        taper = torch.hann_window(side, device=image.device)
+        kernel = kernel.roll((side // 2, side // 2), (1, 2)) * taper[:, None] * taper
+        grey = image.mean(dim=1, keepdim=True).float()
+        grey = grey - grey.mean(dim=(2, 3), keepdim=True)
+        grey = F.pad(grey, (side // 2,) * 4, mode="replicate")[:, 0]
+        size = (height + side, width + side)
+        product = torch.fft.rfft2(grey) * torch.fft.rfft2(kernel, s=size)
+        return torch.fft.irfft2(product, s=size)[:, None, side:, side:]
+
+    def _texture(self, image: Tensor, signs: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Random phases under the message's amplitudes, (B, 1, H, W), root mean square 1."""
+        side, (height, width) = self.config.window, image.shape[-2:]
+        amplitude = F.softplus(self.amplitude(signs) @ self.spread) * self.used  # (B, bins)
+        phase = 2 * math.pi * torch.rand(amplitude.shape, generator=generator).to(amplitude)
+        texture = torch.fft.irfft2(
+            torch.polar(amplitude, phase).unflatten(1, (side, side // 2 + 1)), s=(side, side)
+        )
+        top, left = torch.randint(side, (2,), generator=generator).tolist()
+        texture = texture.repeat(1, -(-(height + top) // side), -(-(width + left) // side))
+        texture = texture[:, None, top : top + height, left : left + width]
+        return _unit_power(texture)
+
+
+def _unit_power(residual: Tensor) -> Tensor:
+    return residual * (residual.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-12).rsqrt()

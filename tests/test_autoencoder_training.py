@@ -8,11 +8,11 @@ from diffusers import AutoencoderKL
 
 from medsign_lite.autoencoder_training import (
     autoencoder_loss,
-    build_autoencoder,
     fit_autoencoder,
     latent_scale,
     reconstruction_psnr,
 )
+from medsign_lite.bundled_networks import build_autoencoder
 
 
 @pytest.fixture

@@ -63,6 +63,15 @@ def test_every_stage_runs_once_in_order(commands, tmp_path, capsys):
     assert not given and capsys.readouterr().out.count("already at") == len(ORDER)
 
 
+def test_weights_that_were_there_before_are_replaced(commands, tmp_path):
+    given, options = commands
+    shipped = tmp_path / "weights" / "extractor" / "model.safetensors"
+    shipped.parent.mkdir(parents=True)
+    shipped.write_text("of the clone")
+    bundle.main([*options, "--only", "extractor"])
+    assert list(given) == ["extractor"] and shipped.read_text() == "extractor"
+
+
 def test_only_and_share(commands, tmp_path):
     given, options = commands
     bundle.main([*options, "--only", "classifier", "--share", "0.5"])

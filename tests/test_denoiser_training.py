@@ -1,21 +1,20 @@
-"""Tokenizer, velocity target and the training of text encoder and U-Net."""
+"""The velocity target and the training of text encoder and U-Net."""
 
 import json
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import medsign_lite.denoiser_training as training
+from medsign_lite.bundled_networks import build_scheduler
+from medsign_lite.data import Record
 from medsign_lite.denoiser_training import (
-    build_scheduler,
-    build_text_encoder,
-    build_unet,
     denoising_loss,
     encode_images,
     fit_denoiser,
-    learn_merges,
-    learn_tokenizer,
+    read_foreground,
 )
 from medsign_lite.latent_diffusion import encode, load_pipeline
 from tests.tiny_pipeline import tiny_pipeline
@@ -25,56 +24,6 @@ REPORTS = [
     "Moderate cardiomegaly and small left effusion.",
     "No cardiomegaly, effusion, pneumonia or pneumothorax.",
 ] * 20
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return learn_tokenizer(REPORTS)
-
-
-def test_merges_by_hand():
-    # "ab" occurs 5 times, "b c</w>" 4 times; after the first merge "ab c</w>" is left, 4 times.
-    words = {"abc": 4, "abd": 1, "xyz": 3}
-    assert learn_merges(words, merges=2, longest=9) == [("a", "b"), ("ab", "c</w>")]
-    # A tie goes to the alphabet: "xy" and "yz</w>" both occur 3 times.
-    assert learn_merges({"xyz": 3}, merges=1, longest=9) == [("x", "y")]
-    # With two characters at most, "abc" never becomes one token.
-    assert learn_merges({"abc": 4}, merges=9, longest=2) == [("a", "b")]
-
-
-def test_the_same_reports_give_the_same_tokenizer(tokenizer):
-    again = learn_tokenizer(REPORTS[::-1])
-    assert again.get_vocab() == tokenizer.get_vocab()
-    assert again.tokenize(REPORTS[0]) == tokenizer.tokenize(REPORTS[0])
-
-
-def test_tokens_are_short_so_that_medical_words_are_several(tokenizer):
-    learnt = [token.removesuffix("</w>") for token in tokenizer.get_vocab() if token[0] != "<"]
-    assert max(map(len, learnt)) <= 7
-    for word in ("pneumothorax", "pneumonia", "cardiomegaly", "effusion"):
-        pieces = tokenizer.tokenize(word)
-        assert len(pieces) >= 2 and "".join(pieces) == word + "</w>"
-    assert tokenizer.tokenize("No") == ["no</w>"]
-
-
-def test_any_text_is_tokenised_without_unknowns(tokenizer):
-    pieces = tokenizer.tokenize("Zürich: 3 mm nodule (ö).")
-    assert tokenizer.unk_token not in pieces
-    assert tokenizer.decode(tokenizer("Zebra é").input_ids[1:-1]).strip() == "zebra é"
-
-
-def test_prompts_begin_end_and_are_padded_as_the_text_encoder_expects(tokenizer):
-    ids = tokenizer("no effusion", padding="max_length").input_ids
-    assert len(ids) == tokenizer.model_max_length == 77
-    assert ids[0] == tokenizer.bos_token_id
-    assert ids[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
-    assert tokenizer.is_fast  # offsets of words need it
-
-
-def test_schedule_ends_in_pure_noise():
-    scheduler = build_scheduler()
-    assert scheduler.alphas_cumprod[-1] == 0.0
-    assert scheduler.config.prediction_type == "v_prediction"
 
 
 class Oracle(nn.Module):
@@ -109,14 +58,63 @@ def test_loss_is_the_squared_error_of_the_velocity(wrong):
     assert loss.item() == pytest.approx(wrong**2, abs=1e-6)
 
 
-def test_text_encoder_and_unet_fit_together(tokenizer):
-    text_encoder, unet = build_text_encoder(tokenizer, layers=2), build_unet(channels=(16, 32))
-    tokens = torch.tensor(tokenizer(["effusion"], padding="max_length").input_ids)
-    states = text_encoder(tokens)[0]
-    assert states.shape == (1, 77, 128)
-    assert unet(torch.zeros(1, 4, 16, 16), 0, states).sample.shape == (1, 4, 16, 16)
-    names = [name for name, _ in unet.named_modules() if name.endswith("attn2")]
-    assert len(names) == 7  # 2 down, 1 mid, 4 up
+def test_loss_weighs_each_place():
+    latents, scheduler, weights = torch.randn(2, 4, 8, 8), build_scheduler(), torch.zeros(2, 8, 8)
+    weights[0, 2, 3] = 5.0
+    loss = denoising_loss(
+        Oracle(latents, 3, scheduler, wrong=0.5),
+        lambda tokens: (None,),
+        scheduler,
+        latents,
+        torch.zeros(2, 77, dtype=torch.long),
+        weights=weights,
+        generator=torch.Generator().manual_seed(3),
+    )
+    assert loss.item() == pytest.approx(0.25 * 5 / (2 * 64), abs=1e-6)
+
+
+def test_foreground_is_every_latent_that_sees_a_finding(tmp_path):
+    small, large = torch.zeros(2, 32, 32, dtype=torch.uint8)
+    small[5, 9] = 255  # a microaneurysm
+    large[16:, 30:] = 255
+    for name, mask in (("small", small), ("large", large)):
+        Image.fromarray(mask.numpy()).save(tmp_path / f"{name}.png")
+
+    def record(*masks):
+        names = ("microaneurysms", "exudates", "cupping")[: len(masks)]
+        paths = tuple(mask and tmp_path / f"{mask}.png" for mask in masks)
+        return Record(
+            id="one", image=tmp_path / "one.png", modality="fundus", split="train",
+            report="Fundus.", findings=names, words=("",) * len(names), sides=("",) * len(names),
+            masks=paths,
+        )  # fmt: skip
+
+    found = read_foreground([record("small", None, "large"), record(), record("small")], (8, 8))
+    expected = torch.zeros(3, 8, 8, dtype=torch.bool)
+    expected[0, 4:, 7] = True
+    expected[[0, 2], 1, 2] = True
+    assert torch.equal(found, expected)
+
+
+def test_emphasis_falls_on_the_foreground_of_images_with_words(small, tmp_path, monkeypatch):
+    vae, latents, loss, seen = tiny_pipeline().vae, torch.randn(8, 4, 8, 8), denoising_loss, []
+    foreground = torch.zeros(8, 8, 8, dtype=torch.bool)
+    foreground[:, 1, 2] = True
+
+    def noting(*arguments, weights, **options):
+        seen.append((arguments[4], weights))
+        return loss(*arguments, weights=weights, **options)
+
+    monkeypatch.setattr(training, "denoising_loss", noting)
+    fit_denoiser(
+        latents, REPORTS[:8], vae, tmp_path, steps=6, **small,
+        foreground=foreground, unconditional=0.5, emphasis=3.0,
+    )  # fmt: skip
+    tokens, weights = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    empty = tokens[:, 1] == tokens[:, 2]  # nothing but padding after the start
+    assert 0 < empty.sum() < len(empty)
+    assert weights[~empty][:, 1, 2].eq(4).all() and weights[empty].eq(1).all()
+    assert weights[~empty].sum(dim=(1, 2)).eq(64 + 3).all()
 
 
 def test_encoded_images_agree_with_the_boundary():

@@ -118,11 +118,21 @@ def test_jpeg_default_halves_the_colour_but_not_the_luma():
     assert contrast[0] < 0.02 < 0.1 < contrast[1]
 
 
-def test_jpeg_passes_the_gradient_straight_through():
-    image = smooth().requires_grad_()
-    weight = torch.rand(image.shape, generator=generator())
-    (distortions.jpeg(image, 20) * weight).sum().backward()
-    assert torch.equal(image.grad, weight)
+def test_jpeg_passes_the_gradient_of_cosines_that_survive_and_no_other():
+    place = math.pi / 8 * (torch.arange(32) + 0.5)
+    low, high = (2 * place).cos(), (7 * place).cos()  # columns of a block
+    image = (0.5 + 0.1 * low + 0.002 * high).expand(1, 3, 32, 32).clone().requires_grad_()
+    (distortions.jpeg(image, 50) * (low + high)).sum().backward()
+    passed = image.grad.sum(dim=1)[0]
+    assert torch.allclose(passed, 3 * low.expand(32, 32), atol=0.1)
+    red, green, blue = image.grad[0, :, 3, 3] / passed[3, 3]
+    assert (red, green, blue) == pytest.approx((0.299, 0.587, 0.114), abs=1e-4)
+
+
+def test_jpeg_gradient_covers_images_that_are_no_whole_blocks():
+    image = smooth()[..., :21, :30].clone().requires_grad_()
+    distortions.jpeg(image, 80).sum().backward()
+    assert image.grad.shape == (*image.shape[:2], 21, 30) and image.grad.mean() > 0.1
 
 
 def test_gaussian_blur_of_a_dot_is_a_gaussian():

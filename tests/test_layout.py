@@ -20,10 +20,11 @@ LAYERS = {
     0: """files images messages checkpoints profiles results runs published precision budgets
         averaging processor""",
     1: """data image_stack attacks distortions metrics rows losses extractor spectral whitening
-        latent_diffusion latent_cache perceptual attention attention_layers""",
+        latent_diffusion latent_cache bundled_networks perceptual attention attention_layers""",
     2: """localisation localisation_scores selection detection pretraining curriculum
         finetuning evaluation judges judge_data judge_networks judge_scores
-        autoencoder_training denoiser_training sample_cache held_out decoder_scores""",
+        autoencoder_training denoiser_training report_tokenizer
+        sample_cache held_out decoder_scores""",
     3: """plotting figures widgets index_page notebook_execution tutorial bundle gates
         gate_measurements""",
 }

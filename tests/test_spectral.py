@@ -154,7 +154,28 @@ def test_residual_has_unit_power_and_follows_generator_and_message():
     assert torch.allclose(first.square().mean(dim=(1, 2, 3)), torch.ones(2), atol=1e-4)
     assert torch.equal(first, again) and not torch.equal(first, other)
     marked = embedder.embed(image, message, 0.05, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(marked - image, 0.05 * first.expand(-1, 3, -1, -1), atol=1e-5)
+    residual = (marked - image) / 0.05
+    assert torch.allclose(residual.square().mean(dim=(1, 2, 3)), torch.ones(2), atol=1e-3)
+    assert torch.allclose(residual[:, :1].expand(-1, 3, -1, -1), residual, atol=1e-5)
+
+
+def test_filtering_works_with_the_image_and_texture_fills_what_it_leaves():
+    torch.manual_seed(0)
+    embedder, message = SpectralEmbedder(config()), torch.tensor([[0.0, 1, 0, 1]])
+    flat, busy = torch.full((1, 3, 64, 64), 0.5), torch.rand(1, 1, 64, 64).expand(-1, 3, -1, -1)
+
+    def residuals(image, strength):
+        return [
+            embedder(image, message, strength=strength, generator=torch.Generator().manual_seed(s))
+            for s in (1, 2)
+        ]
+
+    def alike(first, second):
+        return float((first * second).mean().detach())
+
+    assert abs(alike(*residuals(flat, 0.01))) < 0.5  # nothing to filter: phases of its own
+    assert alike(*residuals(busy, 0.01)) > 0.8  # nothing but the image's own phases
+    assert alike(*residuals(busy, 1.0)) < 0.5  # as much as there is to filter, the rest texture
 
 
 def test_embedder_refuses_a_message_of_another_length():
