@@ -24,6 +24,7 @@ from medsign_lite.attention_layers import find_cross_attention, spatial_parent
 
 VIEWS = ("layer", "head", "step")
 ROWS = ("all", "second_half")
+POSITIONS = 512  # at a time: their probabilities stay in the processor's cache
 
 
 @contextmanager
@@ -235,7 +236,7 @@ class AttentionRecord:
             self._captured.add(name)
 
     def _add(self, name: str, attention: nn.Module, query, key, mask) -> None:
-        """Softmax over the text tokens, head by head, into the running sums."""
+        """Softmax over the text tokens, some positions at a time, into the running sums."""
         rows = slice(len(query) // 2 if self._conditional == "second_half" else 0, None)
         query = query[rows].unflatten(-1, (attention.heads, -1))  # (B, h*w, heads, D)
         key = key[rows].unflatten(-1, (attention.heads, -1))  # (B, text, heads, D)
@@ -243,8 +244,9 @@ class AttentionRecord:
             query = attention.norm_q(query)
         if attention.norm_k is not None:
             key = attention.norm_k(key)
-        key = key.float() * attention.scale
         positions, text, grid = query.shape[1], key.shape[1], self._grids[name]
+        query = query.transpose(1, 2)  # (B, heads, h*w, D)
+        key = (key.float() * attention.scale).permute(0, 2, 3, 1).contiguous()
         if positions != grid[0] * grid[1]:
             raise RuntimeError(f"{name}: {positions} positions do not fill its input's {grid}")
         if self._tokens is not None and max(self._tokens) >= text:
@@ -261,18 +263,20 @@ class AttentionRecord:
         if "head" in self._views:
             per_head = (shape[0], attention.heads, *shape[1:])
             heads = self._buffer(("head", name), per_head, query.device)
-        for head in range(attention.heads):
-            logits = query[:, :, head].float() @ key[:, :, head].transpose(1, 2)  # (B, h*w, text)
+        for begin in range(0, positions, POSITIONS):
+            some = slice(begin, begin + POSITIONS)
+            logits = query[:, :, some].float() @ key  # (B, heads, some, text)
             if mask is not None:
-                logits += mask
+                logits += mask[:, None]
             # exp(s_j - logsumexp(s)) for every token at once; the sum is over all of the text.
             probabilities = logits.softmax(dim=-1)
             if self._tokens is not None:
                 probabilities = probabilities[..., self._tokens]
-            for running in sums:
-                running += probabilities
             if heads is not None:
-                heads[:, head] += probabilities
+                heads[:, :, some] += probabilities
+            over_heads = probabilities.sum(dim=1)
+            for running in sums:
+                running[:, some] += over_heads
 
     def _buffer(self, place: tuple, shape: tuple, device: torch.device) -> Tensor:
         if place not in self._sums:

@@ -35,7 +35,12 @@ SPIKE = 4.0  # a batch whose loss is this many times the usual one is not learnt
 
 
 def autoencoder_loss(
-    vae: AutoencoderKL, image: Tensor, *, generator: torch.Generator, kl_weight: float = 1e-6
+    vae: AutoencoderKL,
+    image: Tensor,
+    *,
+    generator: torch.Generator,
+    kl_weight: float = 1e-6,
+    decoder_alone: bool = False,
 ) -> dict:
     """Squared error of the reconstruction plus the latents' KL divergence.
 
@@ -43,14 +48,17 @@ def autoencoder_loss(
         image: (B, 3, H, W) in [-1, 1].
         generator: draws the latents from their distribution, on the CPU.
         kl_weight: of the mean divergence per latent number.
+        decoder_alone: the encoder gets no gradient, and the latents are their distribution's mean.
 
     Returns:
         ``loss`` (scalar, differentiable) and ``psnr`` in dB, of the mean squared error.
     """
-    posterior = vae.encode(image).latent_dist
-    reconstruction = vae.decode(posterior.sample(generator)).sample
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not decoder_alone):
+        posterior = vae.encode(image).latent_dist
+        latents = posterior.mean if decoder_alone else posterior.sample(generator)
+        divergence = posterior.kl().mean() / posterior.mean[0].numel()
+    reconstruction = vae.decode(latents).sample
     squared_error = F.mse_loss(reconstruction.float(), image)
-    divergence = posterior.kl().mean() / posterior.mean[0].numel()
     # Range 2, hence the 4: [-1, 1] against the [0, 1] of every reported figure.
     psnr = 10 * math.log10(4 / max(squared_error.item(), 1e-12))
     return {"loss": squared_error + kl_weight * divergence, "psnr": psnr}
@@ -98,6 +106,7 @@ def fit_autoencoder(
     batch: int = 16,
     learning_rate: float = 5e-4,
     whole_images_from: float = 0.5,
+    decoder_alone_from: float = 0.75,
     seed: int = 0,
     device: str | torch.device = "cpu",
     log_every: int = 200,
@@ -110,6 +119,7 @@ def fit_autoencoder(
         folder: gets ``state.pt`` while running, ``log.jsonl``, and the finished ``vae/``.
         minutes, steps: one of the two, over all resumptions.
         whole_images_from: share of the budget after which crops give way to whole images.
+        decoder_alone_from: share after which the encoder, and so what latents mean, is final.
 
     Returns:
         The weights' moving average, its ``scaling_factor`` set from the training images.
@@ -135,15 +145,21 @@ def fit_autoencoder(
         state |= {"typical": typical, "skipped": skipped}
         save_training_state(folder / "state.pt", state)
 
-    last_save = time.monotonic()
+    last_save, decoder_alone = time.monotonic(), False
     while budget.progress < 1:
+        if not decoder_alone and budget.progress >= decoder_alone_from:
+            decoder_alone = True
+            for part in ("encoder", "quant_conv"):
+                getattr(vae, part).load_state_dict(getattr(average, part).state_dict())
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * learning_rate_factor(budget.progress)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + budget.step)
         crop = CROP if budget.progress < whole_images_from else images.shape[-1]
         image = _crops(images, batch if crop == CROP else batch // 2, crop, generator)
         with mixed_precision(device):
-            result = autoencoder_loss(vae, image.to(device, **layout), generator=generator)
+            result = autoencoder_loss(
+                vae, image.to(device, **layout), generator=generator, decoder_alone=decoder_alone
+            )
         loss = result["loss"].item()
         typical = loss if typical is None else typical
         # One batch far off can undo hours: with so small a divergence term, nothing but the loss
@@ -160,7 +176,8 @@ def fit_autoencoder(
         budget.tick()
         update_average(average, vae, step=budget.step)
         if budget.step % log_every == 0:
-            psnr = reconstruction_psnr(average, held_out[:16]).mean().item()
+            every = max(1, len(held_out) // 16)  # of all modalities
+            psnr = reconstruction_psnr(average, held_out[::every]).mean().item()
             row = {"psnr": result["psnr"], "held_out_psnr": psnr, "crop": crop, "skipped": skipped}
             log_row(folder, budget, row)
         if time.monotonic() - last_save > SAVE_SECONDS:

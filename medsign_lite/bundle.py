@@ -30,7 +30,7 @@ from medsign_lite.results import record_result
 # Minutes of training. A GPU of a data centre is some fifty times faster than two cores.
 MINUTES = {
     "cpu": {
-        "autoencoder": 90,
+        "autoencoder": 115,
         "denoiser": 240,
         "classifier": 20,
         "segmenter": 20,

@@ -109,6 +109,30 @@ def test_fit_resumes_exactly(images, tmp_path, monkeypatch):
         torch.testing.assert_close(resumed.state_dict()[name], weight, msg=name)
 
 
+def test_the_encoder_is_final_when_the_decoder_trains_alone(images, tmp_path, monkeypatch):
+    import medsign_lite.autoencoder_training as training
+
+    loss, encoders, decoders = training.autoencoder_loss, [], []
+
+    def noting(vae, image, *, decoder_alone, **options):
+        for part, seen in ((vae.encoder, encoders), (vae.decoder, decoders)):
+            seen.append([p.detach().clone() for p in part.parameters()])
+        assert decoder_alone == (len(encoders) > 2)
+        return loss(vae, image, decoder_alone=decoder_alone, **options)
+
+    monkeypatch.setattr(training, "autoencoder_loss", noting)
+    vae = fit_autoencoder(
+        images, images[:2], tmp_path, steps=5, batch=2, log_every=5, decoder_alone_from=0.4
+    )
+
+    def equal(first, second):
+        return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    assert not equal(encoders[0], encoders[1])
+    assert equal(encoders[2], encoders[4]) and not equal(decoders[2], decoders[4])
+    assert equal(encoders[2], list(vae.encoder.parameters()))  # the average's encoder, too
+
+
 def test_fit_does_not_learn_from_a_batch_that_is_far_off(images, tmp_path, monkeypatch):
     import medsign_lite.autoencoder_training as training
 

@@ -302,7 +302,7 @@ BANK = {
             "divide, not subtract",
         ),
         "its own limit": (
-            "change = 1 + growth if accuracy >= 0.98 else 1 / (1 + growth)\n"
+            "change = 1 + growth if accuracy >= 0.95 else 1 / (1 + growth)\n"
             "return min(max(quality * change, lowest), highest)",
             "use read_well",
         ),
