@@ -114,7 +114,7 @@ def full() -> Profile:
         name="full",
         training_images=20_000, image_size=128,
         autoencoder_steps=8000, denoiser_steps=20_000, prompts=64, sampling_steps=25, guidance=3.0,
-        extractor_steps=20_000, extractor_batch=64, whitening_images=4096,
+        extractor_steps=6000, extractor_batch=64, whitening_images=4096,
         decoder_images=2000, decoder_steps=3000, decoder_batch=8, decoder_learning_rate=5e-4,
         evaluation_images=500, unmarked_images=10_000, resamples=1000,
         from_nothing=True, own_pipeline=False, disk_megabytes=8000,

@@ -69,6 +69,12 @@ def generate(pipeline, prompts=PROMPTS, *, guidance=3.0, steps=2, height=32, wid
     ).images
 
 
+@pytest.fixture(autouse=True)
+def _several_parts(monkeypatch):
+    """The tiny U-Net's positions are fewer than a part: make the parts smaller still."""
+    monkeypatch.setattr("medsign_lite.attention.POSITIONS", 100)
+
+
 @pytest.fixture(scope="module")
 def shared_pipeline():
     """For tests that leave no trace in it."""
