@@ -34,7 +34,7 @@ MINUTES = {
         "denoiser": 240,
         "classifier": 20,
         "segmenter": 20,
-        "extractor": 20,
+        "extractor": 60,
         "decoder_chest": 45,
         "decoder_fundus": 45,
     },
