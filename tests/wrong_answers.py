@@ -279,7 +279,7 @@ BANK = {
         "more than": (
             "change = 1 + growth if accuracy > read_well else 1 / (1 + growth)\n"
             "return min(max(quality * change, lowest), highest)",
-            "includes .98",
+            "includes .95",
         ),
         "added": (
             "change = growth if accuracy >= read_well else -growth\n"
