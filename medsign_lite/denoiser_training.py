@@ -2,11 +2,12 @@
 
     python -m medsign_lite.denoiser_training --data MANIFEST --autoencoder FOLDER --out FOLDER
 
-Three choices make the cross-attention localise, and are worth varying: the text encoder has one
+Four choices make the cross-attention localise, and are worth varying: the text encoder has one
 layer, because a deep one that learns mixes the words of a sentence before the U-Net sees them; the
-reports name up to three findings, so that each word has to own its place; and the tokenizer may
-not learn tokens longer than seven characters, so that medical words are several tokens, as they
-are for CLIP, and CAS has something to choose from.
+reports name up to three findings, so that each word has to own its place; an error where a finding
+lies weighs more, so that the words are heeded early; and the tokenizer may not learn tokens longer
+than seven characters, so that medical words are several tokens, as they are for CLIP, and CAS has
+something to choose from.
 """
 
 import argparse
