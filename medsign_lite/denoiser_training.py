@@ -5,9 +5,9 @@
 Four choices make the cross-attention localise, and are worth varying: the text encoder has one
 layer, because a deep one that learns mixes the words of a sentence before the U-Net sees them; the
 reports name up to three findings, so that each word has to own its place; an error where a finding
-lies weighs more, so that the words are heeded early; and the tokenizer may not learn tokens longer
-than seven characters, so that medical words are several tokens, as they are for CLIP, and CAS has
-something to choose from.
+lies, or would were the other side named, weighs more, so that the words are heeded early; and the
+tokenizer may not learn tokens longer than seven characters, so that medical words are several
+tokens, as they are for CLIP, and CAS has something to choose from.
 """
 
 import argparse
@@ -78,15 +78,22 @@ def denoising_loss(
     return (error if weights is None else error * weights[:, None]).mean()
 
 
-def read_foreground(records: Sequence[Record], size: tuple[int, int]) -> Tensor:
-    """Which latents (N, h, w) see any of a record's findings; nowhere where it has no mask."""
-    found = torch.zeros(len(records), *size, dtype=torch.bool)
-    for row, record in zip(found, records, strict=True):
+def read_emphasised(records: Sequence[Record], size: tuple[int, int]) -> Tensor:
+    """Which latents (N, h, w) see a record's findings, or would if they were on the other side.
+
+    The side that the report does not name counts as much: were the findings alone to weigh more,
+    drawing one where none belongs would be the cheaper mistake, and a network in doubt about the
+    side would draw both. Nothing is emphasised where a record has no mask.
+    """
+    axis = {"chest": -1, "fundus": -2}  # right and left; superior and inferior
+    emphasised = torch.zeros(len(records), *size, dtype=torch.bool)
+    for row, record in zip(emphasised, records, strict=True):
         for path in record.masks:
             if path is not None:
                 # The maximum, because a microaneurysm is a small part of a latent.
-                row |= F.adaptive_max_pool2d(load_mask(path)[None], size)[0] > 0.5
-    return found
+                found = F.adaptive_max_pool2d(load_mask(path)[None], size)[0] > 0.5
+                row |= found | found.flip(axis[record.modality])
+    return emphasised
 
 
 @torch.no_grad()
@@ -107,7 +114,7 @@ def fit_denoiser(
     vae: AutoencoderKL,
     folder: str | Path,
     *,
-    foreground: Tensor | None = None,
+    emphasised: Tensor | None = None,
     minutes: float | None = None,
     steps: int | None = None,
     batch: int = 64,
@@ -126,7 +133,7 @@ def fit_denoiser(
         reports: N prompts.
         vae: goes into the pipeline as it is.
         folder: gets ``state.pt`` while running, ``log.jsonl``, and the finished ``pipeline/``.
-        foreground: (N, h, w) bool, the latents that see a finding, as `read_foreground` returns.
+        emphasised: (N, h, w) bool, where an error weighs more, as `read_emphasised` returns.
         unconditional: share of the reports replaced by the empty prompt, for guidance.
         emphasis: how much more an error weighs there. Findings are a few latents of an image, and
             without this the network draws anatomy long before it heeds the words that name them.
@@ -171,9 +178,9 @@ def fit_denoiser(
         empty = torch.rand(batch, generator=generator) < unconditional
         texts = rows.masked_fill(empty, len(reports))
         weights = None
-        if foreground is not None:
+        if emphasised is not None:
             # Without words there is nothing to heed: the unconditional model is trained as usual.
-            weights = 1 + emphasis * (foreground[rows] & ~empty[:, None, None]).to(device)
+            weights = 1 + emphasis * (emphasised[rows] & ~empty[:, None, None]).to(device)
         with mixed_precision(device):
             loss = denoising_loss(
                 unet, text_encoder, scheduler,
@@ -242,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
         [record.report for record in records],
         vae.cpu(),
         options.out,
-        foreground=read_foreground(records, tuple(latents.shape[-2:])),
+        emphasised=read_emphasised(records, tuple(latents.shape[-2:])),
         minutes=options.minutes,
         steps=options.steps,
         batch=options.batch,

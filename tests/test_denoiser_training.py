@@ -14,7 +14,7 @@ from medsign_lite.denoiser_training import (
     denoising_loss,
     encode_images,
     fit_denoiser,
-    read_foreground,
+    read_emphasised,
 )
 from medsign_lite.latent_diffusion import encode, load_pipeline
 from tests.tiny_pipeline import tiny_pipeline
@@ -73,33 +73,33 @@ def test_loss_weighs_each_place():
     assert loss.item() == pytest.approx(0.25 * 5 / (2 * 64), abs=1e-6)
 
 
-def test_foreground_is_every_latent_that_sees_a_finding(tmp_path):
+def test_emphasised_are_the_latents_of_a_finding_and_of_its_other_side(tmp_path):
     small, large = torch.zeros(2, 32, 32, dtype=torch.uint8)
     small[5, 9] = 255  # a microaneurysm
-    large[16:, 30:] = 255
+    large[20:, 30:] = 255
     for name, mask in (("small", small), ("large", large)):
         Image.fromarray(mask.numpy()).save(tmp_path / f"{name}.png")
 
-    def record(*masks):
-        names = ("microaneurysms", "exudates", "cupping")[: len(masks)]
+    def record(modality, *masks):
         paths = tuple(mask and tmp_path / f"{mask}.png" for mask in masks)
+        empty = ("",) * len(masks)
         return Record(
-            id="one", image=tmp_path / "one.png", modality="fundus", split="train",
-            report="Fundus.", findings=names, words=("",) * len(names), sides=("",) * len(names),
-            masks=paths,
+            id="one", image=tmp_path / "one.png", modality=modality, split="train", report="One.",
+            findings=("a", "b", "c")[: len(masks)], words=empty, sides=empty, masks=paths,
         )  # fmt: skip
 
-    found = read_foreground([record("small", None, "large"), record(), record("small")], (8, 8))
+    records = [record("fundus", "small", None, "large"), record("chest"), record("chest", "small")]
     expected = torch.zeros(3, 8, 8, dtype=torch.bool)
-    expected[0, 4:, 7] = True
-    expected[[0, 2], 1, 2] = True
-    assert torch.equal(found, expected)
+    expected[0, [1, 6], 2] = True
+    expected[0, 5:, 7] = expected[0, :3, 7] = True
+    expected[2, 1, [2, 5]] = True
+    assert torch.equal(read_emphasised(records, (8, 8)), expected)
 
 
-def test_emphasis_falls_on_the_foreground_of_images_with_words(small, tmp_path, monkeypatch):
+def test_emphasis_falls_on_images_with_words(small, tmp_path, monkeypatch):
     vae, latents, loss, seen = tiny_pipeline().vae, torch.randn(8, 4, 8, 8), denoising_loss, []
-    foreground = torch.zeros(8, 8, 8, dtype=torch.bool)
-    foreground[:, 1, 2] = True
+    emphasised = torch.zeros(8, 8, 8, dtype=torch.bool)
+    emphasised[:, 1, 2] = True
 
     def noting(*arguments, weights, **options):
         seen.append((arguments[4], weights))
@@ -108,7 +108,7 @@ def test_emphasis_falls_on_the_foreground_of_images_with_words(small, tmp_path, 
     monkeypatch.setattr(training, "denoising_loss", noting)
     fit_denoiser(
         latents, REPORTS[:8], vae, tmp_path, steps=6, **small,
-        foreground=foreground, unconditional=0.5, emphasis=3.0,
+        emphasised=emphasised, unconditional=0.5, emphasis=3.0,
     )  # fmt: skip
     tokens, weights = (torch.cat(parts) for parts in zip(*seen, strict=True))
     empty = tokens[:, 1] == tokens[:, 2]  # nothing but padding after the start
