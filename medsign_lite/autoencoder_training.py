@@ -23,11 +23,15 @@ from torch.nn import functional as F
 from medsign_lite.averaging import update_average
 from medsign_lite.budgets import Budget, log_row
 from medsign_lite.bundled_networks import build_autoencoder
-from medsign_lite.checkpoints import load_training_state, save_training_state
 from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.image_stack import read_image_stack
 from medsign_lite.precision import mixed_precision
 from medsign_lite.processor import tune_processor
+from medsign_lite.training_state import (
+    load_training_state,
+    plain_settings,
+    save_training_state,
+)
 
 CROP = 64  # side of the training crops, half of the image's
 SAVE_SECONDS = 120  # between saved states
@@ -132,7 +136,11 @@ def fit_autoencoder(
     average = copy.deepcopy(vae).requires_grad_(False)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-4)
     spent, typical, skipped = {}, None, 0
-    if state := load_training_state(folder / "state.pt"):
+    settings = plain_settings(
+        images=len(images), batch=batch, learning_rate=learning_rate,
+        whole_images_from=whole_images_from, decoder_alone_from=decoder_alone_from, seed=seed,
+    )  # fmt: skip
+    if state := load_training_state(folder / "state.pt", settings=settings):
         vae.load_state_dict(state["vae"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
@@ -142,7 +150,7 @@ def fit_autoencoder(
     def save() -> None:
         state = {"vae": vae.state_dict(), "average": average.state_dict()}
         state |= {"optimiser": optimiser.state_dict(), "budget": budget.state()}
-        state |= {"typical": typical, "skipped": skipped}
+        state |= {"typical": typical, "skipped": skipped, "settings": settings}
         save_training_state(folder / "state.pt", state)
 
     last_save, decoder_alone = time.monotonic(), False

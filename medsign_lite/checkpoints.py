@@ -2,13 +2,10 @@
 
 A checkpoint is a folder with `model.safetensors` and `config.json`; the configuration names its
 `kind` ("extractor", "decoder", ...). A pickle can run code when it is opened, so weights are never
-read from one. The state of an interrupted training run, which we wrote ourselves, is a
-`torch.save` file read with `weights_only=True`.
+read from one.
 """
 
-import io
 import json
-import pickle
 from pathlib import Path
 
 import torch
@@ -191,51 +188,3 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], *, name: str) -> 
             f"{name}: the weights are of another architecture; keys " + ", ".join(problems)
         )
     module.load_state_dict(state, strict=True)
-
-
-def save_training_state(path: str | Path, state: dict) -> Path:
-    """Write what a killed run needs to resume: tensors in plain dicts, lists and numbers.
-
-    Raises:
-        ValueError: if something in it could not be read back safely (a numpy number, an object).
-        OSError: if there is no space left (see `whole_file`).
-    """
-    _check_plain(state, "state")
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    with whole_file(path) as file:
-        file.write(buffer.getbuffer())
-    return Path(path)
-
-
-def _check_plain(value: object, where: str) -> None:
-    # Exact types: numpy.float64 is a float, too, but its pickle is refused on reading.
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            _check_plain(entry, f"{where}[{key!r}]")
-    elif type(value) in (list, tuple):
-        for index, entry in enumerate(value):
-            _check_plain(entry, f"{where}[{index}]")
-    elif not isinstance(value, Tensor) and type(value) not in (int, float, bool, str, type(None)):
-        raise ValueError(
-            f"{where}: expected a tensor, number, string, list or dict, got {type(value).__name__}"
-        )
-
-
-def load_training_state(path: str | Path) -> dict | None:
-    """Read what `save_training_state` wrote, on the CPU; None if there is no such file.
-
-    Raises:
-        ValueError: if the file is truncated, or holds more than tensors and plain values.
-    """
-    path = Path(path)
-    if not path.exists():
-        return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"training state {path}: expected a file written by save_training_state, got "
-            f"{path.stat().st_size} bytes that cannot be read safely; remove it to start this "
-            f"run from the beginning ({str(error).splitlines()[0] if str(error) else 'empty'})"
-        ) from error

@@ -39,13 +39,17 @@ from medsign_lite.bundled_networks import (
     build_unet,
     save_pipeline,
 )
-from medsign_lite.checkpoints import load_training_state, save_training_state
 from medsign_lite.data import Record, load_mask, read_manifest
 from medsign_lite.files import whole_file
 from medsign_lite.image_stack import read_image_stack
 from medsign_lite.precision import mixed_precision
 from medsign_lite.processor import tune_processor
 from medsign_lite.report_tokenizer import learn_tokenizer
+from medsign_lite.training_state import (
+    load_training_state,
+    plain_settings,
+    save_training_state,
+)
 
 SAVE_SECONDS = 180  # between saved states
 
@@ -157,7 +161,11 @@ def fit_denoiser(
     scheduler = build_scheduler()
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
     spent, mean_loss = {}, 1.0
-    if state := load_training_state(folder / "state.pt"):
+    settings = plain_settings(
+        images=len(latents), batch=batch, learning_rate=learning_rate, seed=seed,
+        unconditional=unconditional, emphasis=emphasis, text_layers=text_layers,
+    )  # fmt: skip
+    if state := load_training_state(folder / "state.pt", settings=settings):
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
@@ -167,7 +175,8 @@ def fit_denoiser(
     def save() -> None:
         state = {"model": model.state_dict(), "average": average.state_dict()}
         state |= {"optimiser": optimiser.state_dict(), "mean_loss": mean_loss}
-        save_training_state(folder / "state.pt", {**state, "budget": budget.state()})
+        state |= {"budget": budget.state(), "settings": settings}
+        save_training_state(folder / "state.pt", state)
 
     last_save = time.monotonic()
     while budget.progress < 1:

@@ -25,7 +25,6 @@ from tqdm import tqdm
 from medsign_lite.attacks import PAPER_ATTACKS
 from medsign_lite.averaging import update_average
 from medsign_lite.budgets import Budget, log_row
-from medsign_lite.checkpoints import load_training_state, save_training_state
 from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.extractor import AnyExtractor, load_extractor
 from medsign_lite.images import quantise
@@ -51,6 +50,11 @@ from medsign_lite.perceptual import perceptual_loss
 from medsign_lite.precision import PRECISIONS, mixed_precision
 from medsign_lite.pretraining import read_under_attack
 from medsign_lite.processor import tune_processor
+from medsign_lite.training_state import (
+    load_training_state,
+    plain_settings,
+    save_training_state,
+)
 
 PRESETS = {"chest": chest_weights, "fundus": fundus_weights}
 
@@ -216,15 +220,14 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     train, test = cache.split(len(cache) - held_out)
     quality, accuracy = first_quality, 0.5
-    settings = {
-        "message": message_to_string(message.cpu()), "weights": asdict(weights), "seed": seed,
-        "perceptual": perceptual.name, "batch_size": batch_size, "learning_rate": learning_rate,
-        "first_quality": first_quality, "attack_strength": attack_strength,
-        "temperature": temperature, "read_well": read_well, "entries": len(cache),
-    }  # fmt: skip
-    if saved := load_training_state(out / "training.pt"):
-        if saved["settings"] != settings:
-            raise ValueError(f"{out} holds a run with other settings: {saved['settings']}")
+    settings = plain_settings(
+        message=message_to_string(message.cpu()), weights=asdict(weights), seed=seed,
+        perceptual=perceptual.name, batch_size=batch_size, learning_rate=learning_rate,
+        first_quality=first_quality, last_quality=last_quality, quality_growth=quality_growth,
+        attack_strength=attack_strength, temperature=temperature, read_well=read_well,
+        average=average, entries=len(cache), held_out=held_out,
+    )  # fmt: skip
+    if saved := load_training_state(out / "training.pt", settings=settings):
         for name, part in (("decoder", decoder), ("averaged", averaged), ("optimiser", optimiser)):
             part.load_state_dict(saved[name])
         generator.set_state(saved["generator"])

@@ -22,11 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from medsign_lite.checkpoints import (
-    load_strictly,
-    load_training_state,
-    save_training_state,
-)
+from medsign_lite.checkpoints import load_strictly
 from medsign_lite.data import read_manifest
 from medsign_lite.judge_data import Phantoms
 from medsign_lite.judge_networks import (
@@ -43,6 +39,7 @@ from medsign_lite.judge_scores import evaluate_classifier, evaluate_segmenter
 from medsign_lite.precision import mixed_precision
 from medsign_lite.processor import tune_processor
 from medsign_lite.results import record_result
+from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
 
 __all__ = [
     "FindingClassifier",
@@ -141,14 +138,14 @@ def fit_judge(
         "classifier": (classifier_step, evaluate_classifier),
         "segmenter": (segmenter_step, evaluate_segmenter),
     }[judge.config.kind]
-    settings = {"config": asdict(judge.config), "minutes": minutes, "steps": steps}
-    settings |= {"batch": batch, "learning_rate": learning_rate, "seed": seed}
+    settings = plain_settings(
+        config=asdict(judge.config), minutes=minutes, steps=steps, batch=batch,
+        learning_rate=learning_rate, seed=seed,
+    )  # fmt: skip
     optimiser = torch.optim.AdamW(judge.parameters(), lr=learning_rate, weight_decay=0.05)
     generator = torch.Generator().manual_seed(seed)
     done, spent = 0, 0.0
-    if (saved := load_training_state(out / "training.pt")) is not None:
-        if saved["settings"] != json.dumps(settings):
-            raise ValueError(f"{out} holds a run with other settings: {saved['settings']}")
+    if saved := load_training_state(out / "training.pt", settings=settings):
         load_strictly(judge, saved["judge"], name=f"training state in {out}")
         optimiser.load_state_dict(saved["optimiser"])
         generator.set_state(saved["generator"])
@@ -156,7 +153,7 @@ def fit_judge(
 
     def save() -> None:
         state = {"judge": judge.state_dict(), "optimiser": optimiser.state_dict()}
-        state |= {"settings": json.dumps(settings), "generator": generator.get_state()}
+        state |= {"settings": settings, "generator": generator.get_state()}
         save_training_state(out / "training.pt", state | {"done": done, "spent": spent})
 
     def log(row: dict) -> None:

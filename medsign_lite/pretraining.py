@@ -7,7 +7,6 @@ well at a small strength, the watermarking decoder will later be able to write a
 """
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import asdict, replace
@@ -19,7 +18,6 @@ from tqdm import tqdm
 
 from medsign_lite.attacks import PAPER_ATTACKS, random_attack
 from medsign_lite.budgets import Budget, log_row
-from medsign_lite.checkpoints import load_training_state, save_training_state
 from medsign_lite.curriculum import (
     SPECTRAL_CURRICULUM,
     Curriculum,
@@ -47,6 +45,11 @@ from medsign_lite.metrics import bit_accuracy, psnr
 from medsign_lite.precision import mixed_precision
 from medsign_lite.processor import tune_processor
 from medsign_lite.spectral import SpectralConfig
+from medsign_lite.training_state import (
+    load_training_state,
+    plain_settings,
+    save_training_state,
+)
 
 CHOICES = {  # configuration, curriculum, learning rate
     "spectral": (SpectralConfig, SPECTRAL_CURRICULUM, 4e-3),
@@ -196,16 +199,11 @@ def fit(
     optimiser = torch.optim.AdamW(
         [*embedder.parameters(), *extractor.parameters()], lr=learning_rate, weight_decay=0.01
     )
-    settings = {
-        "network": network_name(config),
-        "config": asdict(config),
-        "curriculum": asdict(curriculum),
-        "seed": seed,
-    }
-    settings = json.loads(json.dumps(settings))  # as they will be read back
-    if saved := load_training_state(out / "training.pt"):
-        if saved["settings"] != settings:
-            raise ValueError(f"{out} holds a run with other settings: {saved['settings']}")
+    settings = plain_settings(
+        network=network_name(config), config=asdict(config), curriculum=asdict(curriculum),
+        seed=seed,
+    )  # fmt: skip
+    if saved := load_training_state(out / "training.pt", settings=settings):
         for name, part in (("embedder", embedder), ("extractor", extractor),
                            ("optimiser", optimiser)):  # fmt: skip
             part.load_state_dict(saved[name])

@@ -7,6 +7,8 @@ change while it runs: they are made once, from the reports of a manifest, and ke
 """
 
 import argparse
+import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,9 @@ from medsign_lite.files import whole_file
 from medsign_lite.latent_cache import PROMPTS, TENSORS, write_latent_cache
 from medsign_lite.latent_diffusion import BUNDLED, load_pipeline
 from medsign_lite.localisation import pathology_map, word_tokens
+from medsign_lite.training_state import check_settings, plain_settings
 
+SETTINGS = "settings.json"
 # Far from the phantoms' own seeds and from the small numbers that people type.
 FIRST_SEED = {"train": 3_000_000, "validation": 4_000_000, "test": 5_000_000}
 
@@ -53,6 +57,7 @@ def sample_with_maps(
     select: str = "cas",
     cas: Mapping | None = None,
     scale: str | None = "literal",
+    replace: bool = False,
     progress: bool = True,
 ) -> Path:
     """Sample every prompt, map its words, and write the folder that fine-tuning reads.
@@ -62,16 +67,16 @@ def sample_with_maps(
         prompts, words, seeds: N of each; an image without words has a map of zeros.
         folder: holds the finished parts while it runs, a latent cache at the end.
         select, cas, scale: as in `pathology_map`.
+        replace: make anew what the folder holds if it was made otherwise, instead of refusing.
 
     Returns:
         The folder, to be read by `read_latent_cache`.
 
     Raises:
-        ValueError: if a word is not in its prompt or is cut off; found before anything is sampled.
+        ValueError: if a word is not in its prompt or is cut off, or if the folder's samples are
+            of other settings; found before anything is sampled.
     """
     folder = Path(folder)
-    if (folder / TENSORS).is_file() and (folder / PROMPTS).is_file():
-        return folder
     if not len(prompts) == len(words) == len(seeds):
         raise ValueError(
             "expected as many prompts as word lists and seeds, got "
@@ -80,6 +85,18 @@ def sample_with_maps(
     for prompt, some in zip(prompts, words, strict=True):
         for word in some:
             word_tokens(pipeline.tokenizer, prompt, word)
+    ends = pipeline.unet.conv_in.weight, pipeline.unet.conv_out.bias  # any training changes them
+    settings = plain_settings(
+        model=_digest([weight.tolist() for weight in ends]),
+        prompts=_digest([list(prompts), [list(some) for some in words], list(seeds)]),
+        steps=steps, guidance=guidance, batch=batch, select=select, cas=dict(cas or {}),
+        scale=scale,
+    )  # fmt: skip
+    if not _goes_on(folder, settings, replace=replace):
+        with whole_file(folder / SETTINGS) as file:
+            file.write((json.dumps(settings, indent=2) + "\n").encode())
+    elif (folder / TENSORS).is_file() and (folder / PROMPTS).is_file():
+        return folder
     parts = folder / "parts"
     files = []
     starts = range(0, len(prompts), batch)
@@ -107,6 +124,25 @@ def sample_with_maps(
     write_latent_cache(folder, latents, maps, list(prompts))
     shutil.rmtree(parts)
     return folder
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _goes_on(folder: Path, settings: dict, *, replace: bool) -> bool:
+    """Whether the folder holds samples of these settings; others are refused, or removed."""
+    own = [folder / name for name in (SETTINGS, TENSORS, PROMPTS)]
+    if not any(path.exists() for path in (*own, folder / "parts")):
+        return False
+    saved = json.loads(own[0].read_text(encoding="utf-8")) if own[0].is_file() else {}
+    if replace and saved != settings:
+        for path in own:
+            path.unlink(missing_ok=True)
+        shutil.rmtree(folder / "parts", ignore_errors=True)
+        return False
+    check_settings(saved, settings, folder=folder)
+    return True
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,8 +1,6 @@
-import io
 import json
 import pickle
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -144,50 +142,3 @@ def test_load_strictly_copies_or_names_what_differs():
         checkpoints.load_strictly(
             target, {"weight": torch.zeros(2, 3), "bias": source.bias}, name="reader"
         )
-
-
-def test_training_state_round_trip_resumes_an_optimiser(tmp_path):
-    network = nn.Linear(3, 1)
-    optimiser = torch.optim.AdamW(network.parameters())
-    network(torch.ones(3)).backward()
-    optimiser.step()
-    generator = torch.Generator().manual_seed(3)
-    state = {
-        "step": 7,
-        "optimiser": optimiser.state_dict(),
-        "network": network.state_dict(),
-        "generator": generator.get_state(),
-        "history": [{"loss": 0.5}],
-        "note": None,
-    }
-    path = checkpoints.save_training_state(tmp_path / "state.pt", state)
-    loaded = checkpoints.load_training_state(path)
-    assert loaded["step"] == 7 and loaded["history"] == [{"loss": 0.5}]
-    assert torch.equal(loaded["generator"], state["generator"])
-    optimiser.load_state_dict(loaded["optimiser"])
-    assert checkpoints.load_training_state(tmp_path / "none.pt") is None
-
-
-def test_save_training_state_refuses_what_could_not_be_read_back(tmp_path):
-    with pytest.raises(ValueError, match=r"state\['log'\]\[0\]\['loss'\]: expected .* got float64"):
-        checkpoints.save_training_state(tmp_path / "state.pt", {"log": [{"loss": np.float64(0.5)}]})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_load_training_state_refuses_truncated_empty_and_foreign_files(tmp_path):
-    path = checkpoints.save_training_state(tmp_path / "state.pt", {"w": torch.ones(1000)})
-    whole = path.read_bytes()
-    buffer = io.BytesIO()
-    torch.save(Bomb(), buffer)
-    for content in (whole[: len(whole) // 2], b"", buffer.getvalue()):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="state.pt: expected .* remove it to start this run"):
-            checkpoints.load_training_state(path)
-
-
-def test_save_training_state_on_a_full_disk_keeps_the_old_state(tmp_path, monkeypatch):
-    path = checkpoints.save_training_state(tmp_path / "state.pt", {"step": 1})
-    monkeypatch.setattr(files, "open", lambda path, mode: open("/dev/full", mode), raising=False)
-    with pytest.raises(OSError, match="state.pt"):
-        checkpoints.save_training_state(path, {"step": 2, "w": torch.ones(100_000)})
-    assert checkpoints.load_training_state(path) == {"step": 1}

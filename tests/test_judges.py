@@ -8,10 +8,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from medsign_lite import judges
-from medsign_lite.checkpoints import load_training_state
 from medsign_lite.data import CHEST_FINDINGS, FUNDUS_FINDINGS, Record, write_manifest
 from medsign_lite.judge_data import Phantoms, disturb
 from medsign_lite.judge_networks import FindingClassifier, FindingSegmenter, JudgeConfig, Reading
+from medsign_lite.training_state import load_training_state
 
 NAMES = ("pneumonia", "effusion", "drusen")
 SIZE = 32

@@ -55,6 +55,25 @@ def test_killed_run_goes_on(pipeline, tmp_path, monkeypatch):
     assert len(calls) == 3  # and a finished cache is left alone
 
 
+def test_samples_of_other_settings_are_refused_or_replaced(pipeline, tmp_path):
+    folder = sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path / "a", **OPTIONS)
+    before = read_latent_cache(folder, LatentDecoder(pipeline.vae))
+    with pytest.raises(ValueError, match="a holds a run with other settings: scale was 'literal'"):
+        sample_with_maps(pipeline, PROMPTS, WORDS, folder, **OPTIONS, scale="sharp")
+    with pytest.raises(ValueError, match="settings: prompts was"):
+        sample_with_maps(pipeline, PROMPTS, [[], *WORDS[1:]], folder, **OPTIONS)
+    other = tiny_pipeline()
+    other.unet.conv_out.bias.data += 0.1
+    with pytest.raises(ValueError, match="settings: model was"):
+        sample_with_maps(other, PROMPTS, WORDS, folder, **OPTIONS)
+    sample_with_maps(pipeline, PROMPTS, WORDS, folder, **OPTIONS, scale="sharp", replace=True)
+    after = read_latent_cache(folder, LatentDecoder(pipeline.vae))
+    assert torch.equal(before.latents, after.latents) and not torch.equal(before.maps, after.maps)
+    (folder / "settings.json").unlink()  # of unknown origin
+    with pytest.raises(ValueError, match="scale was None, is 'sharp'"):
+        sample_with_maps(pipeline, PROMPTS, WORDS, folder, **OPTIONS, scale="sharp")
+
+
 def test_bad_word_is_found_before_anything_is_sampled(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "pathology_map", lambda *a, **o: pytest.fail("sampled"))
     words = [*WORDS[:3], ["drusen"]]
