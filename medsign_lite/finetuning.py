@@ -29,7 +29,12 @@ from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.extractor import AnyExtractor, load_extractor
 from medsign_lite.images import quantise
 from medsign_lite.latent_cache import LatentCache, read_latent_cache
-from medsign_lite.latent_diffusion import copy_decoder, load_pipeline, save_decoder
+from medsign_lite.latent_diffusion import (
+    copy_decoder,
+    load_decoder,
+    load_pipeline,
+    save_decoder,
+)
 from medsign_lite.losses import (
     LossWeights,
     chest_weights,
@@ -293,6 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="run folder; an interrupted run resumes")
     parser.add_argument("--message", default="0", help="the bits, or a seed to draw them from")
     parser.add_argument("--modality", required=True, choices=sorted(PRESETS))
+    parser.add_argument("--start", help="decoder/ of an earlier run to go on from, on this cache")
     parser.add_argument("--minutes", type=float, help="training time in all")
     parser.add_argument("--steps", type=int, help="instead of a time")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -314,15 +320,17 @@ def main(arguments: list[str] | None = None) -> None:
     if options.preservation is not None:
         weights = replace(weights, preservation=options.preservation)
     vae = load_pipeline(options.pipeline, device=options.device).vae
-    decoder = copy_decoder(vae)
+    decoder, details = copy_decoder(vae), {"modality": options.modality}
     cache = read_latent_cache(options.cache, decoder.eval(), limit=options.limit)
+    if options.start:
+        decoder, details["started_from"] = load_decoder(options.start, vae)
     fit(
         decoder, cache, message, extractor, weights, options.out,
         perceptual=perceptual_loss(options.perceptual_weights).to(options.device),
         minutes=options.minutes, steps=options.steps, batch_size=options.batch_size,
         learning_rate=options.learning_rate, read_well=options.read_well,
         first_quality=options.first_quality, seed=options.seed,
-        precision=options.precision, details={"modality": options.modality},
+        precision=options.precision, details=details,
     )  # fmt: skip
 
 

@@ -212,12 +212,18 @@ def test_main_fine_tunes_from_folders(tmp_path):
         tmp_path / "cache", torch.randn(70, 4, 16, 16, generator=generator),
         torch.rand(70, 16, 16, generator=generator), ["no effusion"] * 70,
     )  # fmt: skip
-    main([
+    command = [
         "--cache", str(tmp_path / "cache"), "--extractor", str(tmp_path / "extractor"),
-        "--pipeline", str(tmp_path / "pipeline"), "--out", str(tmp_path / "out"),
-        "--modality", "chest", "--message", "1010", "--steps", "1", "--batch-size", "2",
-        "--precision", "float32", "--device", "cpu",
-    ])  # fmt: skip
-    config = load_checkpoint(tmp_path / "out" / "decoder", kind="decoder")[1]
+        "--pipeline", str(tmp_path / "pipeline"), "--modality", "chest", "--message", "1010",
+        "--steps", "1", "--batch-size", "2", "--precision", "float32", "--device", "cpu",
+    ]  # fmt: skip
+    main([*command, "--out", str(tmp_path / "out"), "--learning-rate", "0.01"])
+    first, config = load_checkpoint(tmp_path / "out" / "decoder", kind="decoder")
     assert config["message"] == "1010"
     assert config["weights"] == vars(chest_weights())
+    # Another run goes on from there: a step so small that half precision does not show it.
+    main([*command, "--out", str(tmp_path / "next"), "--start", str(tmp_path / "out" / "decoder"),
+          "--learning-rate", "1e-9"])  # fmt: skip
+    second, config = load_checkpoint(tmp_path / "next" / "decoder", kind="decoder")
+    assert all(torch.allclose(second[name], first[name], atol=1e-4) for name in first)
+    assert config["started_from"]["learning_rate"] == 0.01
