@@ -2,6 +2,8 @@
 
 Each finding present is named by one word that occurs once in the report; findings that are absent
 may be denied by name. The eye, the side and the zone that the words give are those that are drawn.
+Side and zone stand before the finding they belong to ("few inferior temporal exudates"): CLIP's
+text encoder is causal, so a word's tokens know what was said before them and nothing that follows.
 """
 
 from __future__ import annotations
@@ -31,13 +33,20 @@ KINDS = {
     "exudates": ("", "", "hard ", "yellow hard "),
     "drusen": ("", "", "soft ", "pale "),
 }
-PLACES = (
-    "in the {side} {zone} quadrant",
-    "in the {side} {zone} retina",
-    "along the {side} {zone} arcade",
-    "in the {side} retina",
-    "in the {side} hemifield",
-    "{side} to the macula",
+PLACES = (  # between amount and finding
+    "{side}",
+    "{side} {zone}",
+    "{side} {zone}",
+    "{side} hemifield",
+    "{side} {zone} quadrant",
+    "{side} {zone} arcade",
+)
+LEADS = (  # at the beginning of a sentence
+    "in the {side} {zone} quadrant, ",
+    "in the {side} {zone} retina, ",
+    "in the {side} retina, ",
+    "along the {side} {zone} arcade, ",
+    "{side} to the macula, ",
 )
 DRUSEN_PLACES = (
     "in the macula",
@@ -135,12 +144,12 @@ def _full(findings: list[Finding], generator) -> str:
     sentences = [_pick(OPENINGS, generator)]
     present = {finding.name for finding in findings}
     if findings:
-        phrases = [_phrase(finding, generator) for finding in findings]
-        diagnosis = _diagnosis(findings)
-        if diagnosis and generator.random() < 0.25:
-            sentences.append(f"{diagnosis} with {_join(phrases)}.")
-        elif generator.random() < 0.5:
+        apart, diagnosis = generator.random() < 0.5, _diagnosis(findings)
+        phrases = [_phrase(finding, generator, leads=apart) for finding in findings]
+        if apart:
             sentences.extend(f"{phrase[0].upper()}{phrase[1:]}." for phrase in phrases)
+        elif diagnosis and generator.random() < 0.5:
+            sentences.append(f"{diagnosis} with {_join(phrases)}.")
         else:
             text = _pick(("Shows ", "Findings: ", ""), generator) + _join(phrases)
             sentences.append(f"{text[0].upper()}{text[1:]}.")
@@ -157,15 +166,18 @@ def _full(findings: list[Finding], generator) -> str:
     return " ".join(sentences)
 
 
-def _phrase(finding: Finding, generator) -> str:
+def _phrase(finding: Finding, generator, *, leads: bool) -> str:
     grade = _grade(finding.severity)
     if finding.name == "cupping":
         ratio = f"{0.66 + 0.20 * finding.severity:.1f}"
         return _pick(CUPPINGS, generator).format(grade=grade, word=finding.word, ratio=ratio)
-    kind = _pick(KINDS[finding.name], generator)
-    places = DRUSEN_PLACES if finding.name == "drusen" else PLACES
-    place = _pick(places, generator).format(side=finding.side, zone=finding.zone)
-    return f"{_pick(AMOUNTS[grade], generator)} {kind}{finding.word} {place}"
+    amount, kind = _pick(AMOUNTS[grade], generator), _pick(KINDS[finding.name], generator)
+    if finding.name == "drusen":
+        return f"{amount} {kind}{finding.word} {_pick(DRUSEN_PLACES, generator)}"
+    where = {"side": finding.side, "zone": finding.zone}
+    if leads and generator.random() < 0.5:
+        return f"{_pick(LEADS, generator).format(**where)}{amount} {kind}{finding.word}"
+    return f"{amount} {_pick(PLACES, generator).format(**where)} {kind}{finding.word}"
 
 
 def _diagnosis(findings: list[Finding]) -> str:

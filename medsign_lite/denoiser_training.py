@@ -2,12 +2,13 @@
 
     python -m medsign_lite.denoiser_training --data MANIFEST --autoencoder FOLDER --out FOLDER
 
-Four choices make the cross-attention localise, and are worth varying: the text encoder has one
+Five choices make the cross-attention localise, and are worth varying: the text encoder has one
 layer, because a deep one that learns mixes the words of a sentence before the U-Net sees them; the
-reports name up to three findings, so that each word has to own its place; an error where a finding
-lies, or would were the other side named, weighs more, so that the words are heeded early; and the
-tokenizer may not learn tokens longer than seven characters, so that medical words are several
-tokens, as they are for CLIP, and CAS has something to choose from.
+reports name up to three findings, so that each word has to own its place; they name the side before
+the finding, because the text encoder is causal and a token knows what precedes it; an error where
+a finding lies, or would were the other side named, weighs more, so that the words are heeded early;
+and the tokenizer may not learn tokens longer than seven characters, so that medical words are
+several tokens, as they are for CLIP, and CAS has something to choose from.
 """
 
 import argparse
@@ -148,7 +149,9 @@ def fit_denoiser(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    tokenizer = learn_tokenizer(reports)
+    kept = folder / "tokenizer"  # a resumed run's weights know the numbers of this one
+    tokenizer = CLIPTokenizer.from_pretrained(kept) if kept.is_dir() else learn_tokenizer(reports)
+    tokenizer.save_pretrained(kept)
     tokens = _tokens(tokenizer, [*reports, ""])  # (N + 1, T); the last row is the empty prompt
     text_encoder = build_text_encoder(tokenizer, layers=text_layers)
     unet = build_unet(sample_size=latents.shape[-1])
