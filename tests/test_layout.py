@@ -20,7 +20,8 @@ LAYERS = {
     0: """files images messages checkpoints profiles results runs published precision budgets
         averaging processor training_state""",
     1: """data image_stack attacks distortions metrics rows losses extractor spectral whitening
-        latent_diffusion latent_cache bundled_networks perceptual attention attention_layers""",
+        latent_diffusion latent_cache bundled_networks perceptual attention attention_layers
+        dct_dwt""",
     2: """localisation localisation_scores selection detection pretraining curriculum
         finetuning evaluation judges judge_data judge_networks judge_scores
         autoencoder_training denoiser_training report_tokenizer
