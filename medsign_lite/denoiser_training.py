@@ -2,16 +2,18 @@
 
     python -m medsign_lite.denoiser_training --data MANIFEST --autoencoder FOLDER --out FOLDER
 
-Five choices make the cross-attention localise, and are worth varying: the text encoder has one
+Six choices make the cross-attention localise, and are worth varying: the text encoder has one
 layer, because a deep one that learns mixes the words of a sentence before the U-Net sees them; the
 reports name up to three findings, so that each word has to own its place; they name the side before
-the finding, because the text encoder is causal and a token knows what precedes it; an error where
-a finding lies, or would were the other side named, weighs more, so that the words are heeded early;
-and the tokenizer may not learn tokens longer than seven characters, so that medical words are
-several tokens, as they are for CLIP, and CAS has something to choose from.
+the finding, because the text encoder is causal and a token knows what precedes it; each piece of a
+finding's word has to tell the side, which the encoder does not learn from noise alone; an error
+where a finding lies, or would were the other side named, weighs more, so that the words are heeded
+early; and the tokenizer may not learn tokens longer than seven characters, so that medical words
+are several tokens, as they are for CLIP, and CAS has something to choose from.
 """
 
 import argparse
+import contextlib
 import copy
 import math
 import time
@@ -28,7 +30,7 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -40,9 +42,10 @@ from medsign_lite.bundled_networks import (
     build_unet,
     save_pipeline,
 )
-from medsign_lite.data import Record, load_mask, read_manifest
+from medsign_lite.data import SIDES, Record, load_mask, read_manifest
 from medsign_lite.files import whole_file
 from medsign_lite.image_stack import read_image_stack
+from medsign_lite.localisation import word_tokens
 from medsign_lite.precision import mixed_precision
 from medsign_lite.processor import tune_processor
 from medsign_lite.report_tokenizer import learn_tokenizer
@@ -53,6 +56,8 @@ from medsign_lite.training_state import (
 )
 
 SAVE_SECONDS = 180  # between saved states
+IGNORED = -100  # a token that belongs to no finding
+SMALLEST = 0.08  # share of an image below which a finding does not weigh more per place
 
 
 def denoising_loss(
@@ -113,19 +118,44 @@ def encode_images(vae: AutoencoderKL, images: Tensor, *, batch: int = 64) -> Ten
     return torch.cat(latents)
 
 
+def read_sides(records: Sequence[Record], tokenizer: CLIPTokenizer) -> Tensor:
+    """What each token (N, T) is to know: the number in SIDES of the finding whose word it belongs
+    to, and IGNORED where it belongs to none."""
+    sides = torch.full((len(records), tokenizer.model_max_length), IGNORED)
+    for row, record in zip(sides, records, strict=True):
+        for word, side in zip(record.words, record.sides, strict=True):
+            with contextlib.suppress(ValueError):  # a word that is cut off has nothing to learn
+                row[word_tokens(tokenizer, record.report, word)] = SIDES.index(side)
+    return sides
+
+
+def side_loss(hidden: Tensor, head: nn.Linear, sides: Tensor) -> Tensor:
+    """Cross-entropy, in nats, of the side that a linear layer reads from a finding's tokens.
+
+    Args:
+        hidden: (B, T, C) of the text encoder.
+        head: C to len(SIDES).
+        sides: (B, T) as `read_sides` returns.
+    """
+    known = sides != IGNORED
+    if not known.any():
+        return hidden.sum() * 0
+    return F.cross_entropy(head(hidden[known]), sides[known])
+
+
 def fit_denoiser(
     latents: Tensor,
-    reports: Sequence[str],
+    records: Sequence[Record],
     vae: AutoencoderKL,
     folder: str | Path,
     *,
-    emphasised: Tensor | None = None,
     minutes: float | None = None,
     steps: int | None = None,
     batch: int = 64,
     learning_rate: float = 1e-3,
     unconditional: float = 0.1,
-    emphasis: float = 4.0,
+    emphasis: float = 3.0,
+    side_weight: float = 0.1,
     text_layers: int = 1,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -135,13 +165,14 @@ def fit_denoiser(
 
     Args:
         latents: (N, 4, h, w), scaled.
-        reports: N prompts.
+        records: N, whose reports are the prompts. Masks and sides are used where there are any.
         vae: goes into the pipeline as it is.
         folder: gets ``state.pt`` while running, ``log.jsonl``, and the finished ``pipeline/``.
-        emphasised: (N, h, w) bool, where an error weighs more, as `read_emphasised` returns.
         unconditional: share of the reports replaced by the empty prompt, for guidance.
-        emphasis: how much more an error weighs there. Findings are a few latents of an image, and
-            without this the network draws anatomy long before it heeds the words that name them.
+        emphasis: how much the places of `read_emphasised` weigh together, the image as a whole
+            being 1. Findings are a few latents of an image, and without this the network draws
+            anatomy long before it heeds the words that name them; the smaller, the longer.
+        side_weight: of the text encoder's `side_loss`.
 
     Returns:
         A pipeline with the weights' moving average, in evaluation mode on the CPU.
@@ -149,16 +180,20 @@ def fit_denoiser(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
+    reports = [record.report for record in records]
     kept = folder / "tokenizer"  # a resumed run's weights know the numbers of this one
     tokenizer = CLIPTokenizer.from_pretrained(kept) if kept.is_dir() else learn_tokenizer(reports)
     tokenizer.save_pretrained(kept)
     tokens = _tokens(tokenizer, [*reports, ""])  # (N + 1, T); the last row is the empty prompt
+    emphasised = read_emphasised(records, tuple(latents.shape[-2:]))
+    sides = read_sides(records, tokenizer)
     text_encoder = build_text_encoder(tokenizer, layers=text_layers)
     unet = build_unet(sample_size=latents.shape[-1])
+    head = nn.Linear(text_encoder.config.hidden_size, len(SIDES))  # thrown away afterwards
     if torch.device(device).type == "cpu":
         # The fused attention's backward pass in bfloat16 is twice as slow there as the plain one.
         unet.set_attn_processor(AttnProcessor())
-    model = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder, "side_head": head})
     model = model.to(device, memory_format=torch.channels_last).train()
     average = copy.deepcopy(model).requires_grad_(False)
     scheduler = build_scheduler()
@@ -166,7 +201,8 @@ def fit_denoiser(
     spent, mean_loss = {}, 1.0
     settings = plain_settings(
         images=len(latents), batch=batch, learning_rate=learning_rate, seed=seed,
-        unconditional=unconditional, emphasis=emphasis, text_layers=text_layers,
+        unconditional=unconditional, emphasis=emphasis, side_weight=side_weight,
+        text_layers=text_layers,
     )  # fmt: skip
     if state := load_training_state(folder / "state.pt", settings=settings):
         model.load_state_dict(state["model"])
@@ -189,25 +225,26 @@ def fit_denoiser(
         rows = torch.randint(len(latents), (batch,), generator=generator)
         empty = torch.rand(batch, generator=generator) < unconditional
         texts = rows.masked_fill(empty, len(reports))
-        weights = None
-        if emphasised is not None:
-            # Without words there is nothing to heed: the unconditional model is trained as usual.
-            weights = 1 + emphasis * (emphasised[rows] & ~empty[:, None, None]).to(device)
+        # Without words there is nothing to heed: the unconditional model is trained as usual.
+        heeded = emphasised[rows] & ~empty[:, None, None]
+        share = heeded.float().mean(dim=(1, 2), keepdim=True).clamp(min=SMALLEST)
+        words = tokens[texts].to(device)
+        named = sides[rows].masked_fill(empty[:, None], IGNORED).to(device)
         with mixed_precision(device):
             loss = denoising_loss(
-                unet, text_encoder, scheduler,
-                latents[rows].to(device), tokens[texts].to(device),
-                weights=weights, generator=generator,
+                unet, text_encoder, scheduler, latents[rows].to(device), words,
+                weights=(1 + emphasis * heeded / share).to(device), generator=generator,
             )  # fmt: skip
+            told = side_loss(text_encoder(words)[0], head, named)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + side_weight * told).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         budget.tick()
         update_average(average, model, step=budget.step)
         mean_loss = 0.98 * mean_loss + 0.02 * loss.item()
         if budget.step % log_every == 0:
-            log_row(folder, budget, {"loss": mean_loss})
+            log_row(folder, budget, {"loss": mean_loss, "side_loss": told.item()})
         if time.monotonic() - last_save > SAVE_SECONDS:
             save()
             last_save = time.monotonic()
@@ -258,10 +295,9 @@ def main(arguments: list[str] | None = None) -> None:
         )
     fit_denoiser(
         latents,
-        [record.report for record in records],
+        records,
         vae.cpu(),
         options.out,
-        emphasised=read_emphasised(records, tuple(latents.shape[-2:])),
         minutes=options.minutes,
         steps=options.steps,
         batch=options.batch,

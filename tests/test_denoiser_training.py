@@ -1,6 +1,7 @@
 """The velocity target and the training of text encoder and U-Net."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,14 +10,18 @@ from torch import nn
 
 import medsign_lite.denoiser_training as training
 from medsign_lite.bundled_networks import build_scheduler
-from medsign_lite.data import Record
+from medsign_lite.data import SIDES, Record
 from medsign_lite.denoiser_training import (
     denoising_loss,
     encode_images,
     fit_denoiser,
     read_emphasised,
+    read_sides,
+    side_loss,
 )
 from medsign_lite.latent_diffusion import encode, load_pipeline
+from medsign_lite.localisation import word_tokens
+from medsign_lite.report_tokenizer import learn_tokenizer
 from tests.tiny_pipeline import tiny_pipeline
 
 REPORTS = [
@@ -24,6 +29,22 @@ REPORTS = [
     "Moderate cardiomegaly and small left effusion.",
     "No cardiomegaly, effusion, pneumonia or pneumothorax.",
 ] * 20
+
+
+def record_of(report, *named, masks=None):
+    """A chest record; each of `named` is a word and its side."""
+    words, sides = zip(*named, strict=True) if named else ((), ())
+    return Record(
+        id="one", image=Path("one.png"), modality="chest", split="train", report=report,
+        findings=words, words=words, sides=sides, masks=masks or (None,) * len(words),
+    )  # fmt: skip
+
+
+RECORDS = [
+    record_of(REPORTS[0], ("pneumonia", "right")),
+    record_of(REPORTS[1], ("cardiomegaly", ""), ("effusion", "left")),
+    record_of(REPORTS[2]),
+] * 4
 
 
 class Oracle(nn.Module):
@@ -98,23 +119,67 @@ def test_emphasised_are_the_latents_of_a_finding_and_of_its_other_side(tmp_path)
 
 def test_emphasis_falls_on_images_with_words(small, tmp_path, monkeypatch):
     vae, latents, loss, seen = tiny_pipeline().vae, torch.randn(8, 4, 8, 8), denoising_loss, []
-    emphasised = torch.zeros(8, 8, 8, dtype=torch.bool)
-    emphasised[:, 1, 2] = True
+    small_one, large_one = torch.zeros(2, 8, 8, dtype=torch.bool)
+    small_one[1, 2] = True  # less than the smallest share that is told apart
+    large_one[4:] = True
+    emphasised = torch.stack([small_one, large_one] * 4)
 
     def noting(*arguments, weights, **options):
         seen.append((arguments[4], weights))
         return loss(*arguments, weights=weights, **options)
 
+    monkeypatch.setattr(training, "read_emphasised", lambda records, size: emphasised)
     monkeypatch.setattr(training, "denoising_loss", noting)
     fit_denoiser(
-        latents, REPORTS[:8], vae, tmp_path, steps=6, **small,
-        emphasised=emphasised, unconditional=0.5, emphasis=3.0,
+        latents, RECORDS[:8], vae, tmp_path, steps=6, **small,
+        unconditional=0.5, emphasis=3.0,
     )  # fmt: skip
     tokens, weights = (torch.cat(parts) for parts in zip(*seen, strict=True))
     empty = tokens[:, 1] == tokens[:, 2]  # nothing but padding after the start
     assert 0 < empty.sum() < len(empty)
-    assert weights[~empty][:, 1, 2].eq(4).all() and weights[empty].eq(1).all()
-    assert weights[~empty].sum(dim=(1, 2)).eq(64 + 3).all()
+    assert weights[empty].eq(1).all()
+    large = weights[~empty][:, 5, 5] > 1
+    assert 0 < large.sum() < len(large)
+    # However large, findings weigh three times the image together.
+    assert weights[~empty][large].sum(dim=(1, 2)) == pytest.approx(64 + 3 * 64)
+    assert weights[~empty][~large][:, 1, 2] == pytest.approx(1 + 3 / training.SMALLEST)
+    assert weights[~empty][~large].sum(dim=(1, 2)) == pytest.approx(64 + 3 / training.SMALLEST)
+
+
+def test_every_token_of_a_word_is_to_know_its_side_and_no_other():
+    tokenizer = learn_tokenizer(REPORTS)
+    sides = read_sides([*RECORDS[:3], record_of("Edema " * 80 + "right ptx.", ("ptx", "right"))],
+                       tokenizer)  # fmt: skip
+    assert sides.shape == (4, 77)
+    for row, report, word, side in ((0, REPORTS[0], "pneumonia", "right"),
+                                    (1, REPORTS[1], "effusion", "left"),
+                                    (1, REPORTS[1], "cardiomegaly", "")):  # fmt: skip
+        positions = word_tokens(tokenizer, report, word)
+        assert len(positions) > 1 and (sides[row, positions] == SIDES.index(side)).all()
+    named = [len(word_tokens(tokenizer, REPORTS[1], w)) for w in ("effusion", "cardiomegaly")]
+    assert (sides[1] != training.IGNORED).sum() == sum(named)
+    assert (sides[2:] == training.IGNORED).all()  # nothing named; cut off
+
+
+def test_side_loss_is_the_cross_entropy_of_the_named_tokens_alone():
+    head, hidden = nn.Linear(4, len(SIDES)), torch.randn(2, 5, 4, requires_grad=True)
+    sides = torch.full((2, 5), training.IGNORED)
+    assert side_loss(hidden, head, sides).item() == 0
+    sides[0, 2], sides[1, 4] = 1, 3
+    expected = sum(-head(hidden[i, j]).log_softmax(0)[k] for i, j, k in ((0, 2, 1), (1, 4, 3))) / 2
+    loss = side_loss(hidden, head, sides)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert (hidden.grad.abs().sum(dim=2) > 0).sum() == 2
+
+
+def test_text_encoder_learns_to_tell_sides(small, tmp_path):
+    left = record_of(REPORTS[0].replace("right", "left"), ("pneumonia", "left"))
+    fit_denoiser(torch.zeros(8, 4, 8, 8), [RECORDS[0], left] * 4, tiny_pipeline().vae, tmp_path,
+                 steps=60, side_weight=1.0, **small)  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    # Two sides, equally often: a guess costs ln 2.
+    assert rows[0]["side_loss"] > 0.4 and rows[-1]["side_loss"] < 0.2
 
 
 def test_encoded_images_agree_with_the_boundary():
@@ -136,7 +201,7 @@ def small(monkeypatch):
 
 def test_fit_writes_an_ordinary_pipeline(small, tmp_path):
     vae, latents = tiny_pipeline().vae, torch.randn(8, 4, 8, 8).clamp(-1, 1)
-    fit_denoiser(latents, REPORTS[:8], vae, tmp_path, steps=30, **small)
+    fit_denoiser(latents, RECORDS[:8], vae, tmp_path, steps=30, **small)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(rows) == 6 and rows[-1]["loss"] < rows[0]["loss"]
     loaded = load_pipeline(tmp_path / "pipeline")
@@ -148,7 +213,7 @@ def test_fit_writes_an_ordinary_pipeline(small, tmp_path):
 
 def test_fit_resumes_exactly(small, tmp_path, monkeypatch):
     vae, latents = tiny_pipeline().vae, torch.randn(8, 4, 8, 8)
-    whole = fit_denoiser(latents, REPORTS[:8], vae, tmp_path / "whole", steps=5, **small)
+    whole = fit_denoiser(latents, RECORDS[:8], vae, tmp_path / "whole", steps=5, **small)
     loss, calls = training.denoising_loss, []
 
     def killed(*arguments, **options):
@@ -160,8 +225,8 @@ def test_fit_resumes_exactly(small, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
     monkeypatch.setattr(training, "denoising_loss", killed)
     with pytest.raises(KeyboardInterrupt):
-        fit_denoiser(latents, REPORTS[:8], vae, tmp_path / "killed", steps=5, **small)
+        fit_denoiser(latents, RECORDS[:8], vae, tmp_path / "killed", steps=5, **small)
     monkeypatch.setattr(training, "denoising_loss", loss)
-    resumed = fit_denoiser(latents, REPORTS[:8], vae, tmp_path / "killed", steps=5, **small)
+    resumed = fit_denoiser(latents, RECORDS[:8], vae, tmp_path / "killed", steps=5, **small)
     for name, weight in whole.unet.state_dict().items():
         torch.testing.assert_close(resumed.unet.state_dict()[name], weight, msg=name)
