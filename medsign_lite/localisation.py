@@ -111,6 +111,7 @@ def pathology_map(
     select: str = "cas",
     cas: Mapping | None = None,
     scale: str | None = "literal",
+    quantile: float = 0.7,
     size: str = "image",
 ) -> PathologyMaps:
     """Sample one image per prompt and map where its words are.
@@ -127,7 +128,8 @@ def pathology_map(
         layers: of the U-Net, as in `record_attention`.
         select: `"cas"`, or `"average"` for the mean over a word's tokens.
         cas: keyword arguments of `select_token`, such as `{"features": "grid"}`.
-        scale: preset of `scale_attention`; `None` only stretches to [0, 1].
+        scale, quantile: preset of `scale_attention`, `None` for stretching to [0, 1] alone, and the
+            quantile above which it protects.
         size: `"image"` for maps of the image's size, `"latent"` for that of the latents.
 
     Raises:
@@ -141,7 +143,9 @@ def pathology_map(
         pipeline, conditional=conditional, tokens=tokens, layers=layers
     ) as record:
         latents = sample(pipeline, prompts, seeds=list(seeds), steps=steps, guidance=guidance)
-    return _combine(pipeline, record.maps, latents, tokens, positions, select, cas, scale, size)
+    return _combine(
+        pipeline, record.maps, latents, tokens, positions, select, cas, scale, quantile, size
+    )
 
 
 def encoded_map(
@@ -156,6 +160,7 @@ def encoded_map(
     select: str = "cas",
     cas: Mapping | None = None,
     scale: str | None = "literal",
+    quantile: float = 0.7,
     size: str = "image",
 ) -> PathologyMaps:
     """Map where the words of a report are in a given image, already encoded to latents.
@@ -174,7 +179,8 @@ def encoded_map(
         tokens=tokens,
         layers=layers,
     )
-    return _combine(pipeline, attention, latents, tokens, positions, select, cas, scale, size)
+    chosen = (select, cas, scale, quantile, size)
+    return _combine(pipeline, attention, latents, tokens, positions, *chosen)
 
 
 @torch.no_grad()
@@ -250,7 +256,7 @@ def _positions(pipeline, prompts, words) -> list[list[list[int]]]:
 
 
 def _combine(
-    pipeline, attention, latents, tokens, positions, select, cas, scale, size
+    pipeline, attention, latents, tokens, positions, select, cas, scale, quantile, size
 ) -> PathologyMaps:
     """Select per word, upsample, scale, join per image: (B, T, h, w) -> (B, H, W)."""
     attention = attention.cpu()
@@ -273,6 +279,6 @@ def _combine(
             upsampled = F.interpolate(
                 torch.stack(chosen)[:, None], (height, width), mode="bilinear", align_corners=False
             )[:, 0]
-            maps[image] = scale_attention(upsampled, preset=scale).amax(dim=0)
+            maps[image] = scale_attention(upsampled, preset=scale, quantile=quantile).amax(dim=0)
         selections.append(tuple(table))
     return PathologyMaps(maps=maps, latents=latents, selections=tuple(selections))

@@ -57,6 +57,7 @@ def sample_with_maps(
     select: str = "cas",
     cas: Mapping | None = None,
     scale: str | None = "literal",
+    quantile: float = 0.7,
     replace: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -66,7 +67,7 @@ def sample_with_maps(
         pipeline: a `StableDiffusionPipeline`.
         prompts, words, seeds: N of each; an image without words has a map of zeros.
         folder: holds the finished parts while it runs, a latent cache at the end.
-        select, cas, scale: as in `pathology_map`.
+        select, cas, scale, quantile: as in `pathology_map`.
         replace: make anew what the folder holds if it was made otherwise, instead of refusing.
 
     Returns:
@@ -90,7 +91,7 @@ def sample_with_maps(
         model=_digest([weight.tolist() for weight in ends]),
         prompts=_digest([list(prompts), [list(some) for some in words], list(seeds)]),
         steps=steps, guidance=guidance, batch=batch, select=select, cas=dict(cas or {}),
-        scale=scale,
+        scale=scale, quantile=quantile,
     )  # fmt: skip
     if not _goes_on(folder, settings, replace=replace):
         with whole_file(folder / SETTINGS) as file:
@@ -115,6 +116,7 @@ def sample_with_maps(
             select=select,
             cas=cas,
             scale=scale,
+            quantile=quantile,
         )
         part = {"latents": result.latents.half().cpu(), "maps": result.maps.half()}
         with whole_file(files[-1]) as file:
@@ -159,6 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--scale", default="literal", choices=("literal", "sharp", "hard"))
+    parser.add_argument("--quantile", type=float, default=0.7, help="of the scaling")
     parser.add_argument("--cas-side", type=int, default=64, help=(
         "side that token maps are enlarged to before CAS clusters them"))  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -180,6 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
         batch=options.batch,
         cas={"side": options.cas_side},
         scale=options.scale,
+        quantile=options.quantile,
     )
 
 

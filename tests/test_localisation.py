@@ -154,6 +154,14 @@ def test_several_words_are_joined_by_their_maximum_and_none_protects_nothing(pip
     assert torch.equal(run([]), torch.zeros(1, 16, 16))
 
 
+def test_quantile_says_how_much_a_map_protects(pipeline):
+    for quantile in (0.5, 0.9):
+        hard = pathology_map(
+            pipeline, PROMPTS[:1], ["edema"], seeds=[1], steps=2, scale="hard", quantile=quantile
+        ).maps
+        assert hard.mean().item() == pytest.approx(1 - quantile, abs=0.01)
+
+
 @pytest.mark.parametrize("scale", ["literal", "sharp", "hard", None])
 @pytest.mark.parametrize(("size", "side"), [("image", 32), ("latent", 16)])
 def test_encoded_map_has_the_size_and_range_promised(pipeline, scale, size, side):
