@@ -179,8 +179,9 @@ def encoded_map(
         tokens=tokens,
         layers=layers,
     )
-    chosen = (select, cas, scale, quantile, size)
-    return _combine(pipeline, attention, latents, tokens, positions, *chosen)
+    return _combine(
+        pipeline, attention, latents, tokens, positions, select, cas, scale, quantile, size
+    )
 
 
 @torch.no_grad()
