@@ -161,9 +161,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--scale", default="literal", choices=("literal", "sharp", "hard"))
-    parser.add_argument("--quantile", type=float, default=0.7, help="of the scaling")
+    parser.add_argument("--quantile", type=float, default=0.7, help="of AAS")
     parser.add_argument("--cas-side", type=int, default=64, help=(
         "side that token maps are enlarged to before CAS clusters them"))  # fmt: skip
+    parser.add_argument("--cas-quantile", type=float, default=0.9, help=(
+        "CAS clusters the pixels above this quantile of a token's map"))  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     records = choose_records(
@@ -181,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
         steps=options.steps,
         guidance=options.guidance,
         batch=options.batch,
-        cas={"side": options.cas_side},
+        cas={"side": options.cas_side, "quantile": options.cas_quantile},
         scale=options.scale,
         quantile=options.quantile,
     )
