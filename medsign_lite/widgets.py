@@ -127,8 +127,9 @@ def attention_widget(
 
 
 def cas_widget(
-    maps: Tensor, tokens: Sequence[str], *, features: str = "value", side: int | None = None
-) -> FigurePanel:
+    maps: Tensor, tokens: Sequence[str], *, features: str = "value", quantile: float = 0.7,
+    side: int | None = None,
+) -> FigurePanel:  # fmt: skip
     """`cas_figure` with controls for what DBSCAN sees and how it counts."""
     defaults = {"value": 0.5, "grid": 1.5}
     controls = {
@@ -137,7 +138,7 @@ def cas_widget(
         "min_samples": ipywidgets.IntSlider(
             description="min_samples", value=5, min=1, max=20, continuous_update=False
         ),
-        "quantile": _slider("quantile", 0.7, 0.3, 0.95, 0.05),
+        "quantile": _slider("quantile", quantile, 0.3, 0.95, 0.05),
         "side": _dropdown("side", [("as it is", None), ("32", 32), ("64", 64)], side),
     }
     controls["features"].observe(
