@@ -27,11 +27,7 @@ from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.image_stack import read_image_stack
 from medsign_lite.precision import mixed_precision
 from medsign_lite.processor import tune_processor
-from medsign_lite.training_state import (
-    load_training_state,
-    plain_settings,
-    save_training_state,
-)
+from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
 
 CROP = 64  # side of the training crops, half of the image's
 SAVE_SECONDS = 120  # between saved states

@@ -53,13 +53,13 @@ class DctDwt:
     def embed(self, image: Tensor, message: Tensor) -> Tensor:
         """Write a message (K,) or (B, K) into images (B, 3, H, W) in [0, 1]; not clamped."""
         check_message(message, self.bits)
-        coarse, details, size = self._transform(image)
-        carrier = coarse[..., 0, 1]  # (B, rows, columns), a horizontal wave of one period
+        coefficients, bands, size = self._transform(image)
+        carrier = coefficients[..., 0, 1]  # (B, rows, columns), a horizontal wave of one period
         sent = np.broadcast_to(message.cpu().numpy(), (len(image), self.bits))
         offset = self._bits_of(carrier, sent) / 2
         lattice = (np.round(carrier / self.step - offset) + offset) * self.step
-        coarse[..., 0, 1] = lattice
-        plane = self._restore(coarse, details, size)
+        coefficients[..., 0, 1] = lattice
+        plane = self._restore(coefficients, bands, size)
         change = torch.from_numpy(plane).to(image) - self._plane(image)
         return image + change[:, None] * image.new_tensor(PLANES[self.plane][1])[:, None, None]
 
@@ -80,18 +80,17 @@ class DctDwt:
         check_image(image, in_range=False)
         return (image * image.new_tensor(PLANES[self.plane][0])[:, None, None]).sum(dim=1)
 
-    def _transform(self, image: Tensor) -> tuple[np.ndarray, list, tuple[int, int]]:
-        """Blocks (B, rows, columns, 4, 4) of coefficients, what is left over, and the size."""
+    def _transform(self, image: Tensor) -> tuple[np.ndarray, tuple, tuple[int, int]]:
+        """Blocks (B, rows, columns, 4, 4) of coefficients, the wavelet's bands, and the size."""
         plane = self._plane(image).double().cpu().numpy()  # (B, H, W)
         coarse, details = pywt.dwt2(plane, "haar")
         rows, columns = (side // BLOCK for side in coarse.shape[1:])
-        rest = coarse.copy()
         blocks = coarse[:, : rows * BLOCK, : columns * BLOCK]
         blocks = blocks.reshape(-1, rows, BLOCK, columns, BLOCK).swapaxes(2, 3)
-        return dctn(blocks, axes=(-2, -1), norm="ortho"), [rest, details], plane.shape[1:]
+        return dctn(blocks, axes=(-2, -1), norm="ortho"), (coarse, details), plane.shape[1:]
 
-    def _restore(self, coefficients: np.ndarray, kept: list, size: tuple[int, int]) -> np.ndarray:
-        coarse, details = kept
+    def _restore(self, coefficients: np.ndarray, bands: tuple, size: tuple[int, int]) -> np.ndarray:
+        coarse, details = bands
         blocks = idctn(coefficients, axes=(-2, -1), norm="ortho").swapaxes(2, 3)
         rows, columns = blocks.shape[1] * BLOCK, blocks.shape[3] * BLOCK
         coarse[:, :rows, :columns] = blocks.reshape(-1, rows, columns)

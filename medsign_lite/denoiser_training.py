@@ -49,11 +49,7 @@ from medsign_lite.localisation import word_tokens
 from medsign_lite.precision import mixed_precision
 from medsign_lite.processor import tune_processor
 from medsign_lite.report_tokenizer import learn_tokenizer
-from medsign_lite.training_state import (
-    load_training_state,
-    plain_settings,
-    save_training_state,
-)
+from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
 
 SAVE_SECONDS = 180  # between saved states
 IGNORED = -100  # a token that belongs to no finding

@@ -29,12 +29,7 @@ from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.extractor import AnyExtractor, load_extractor
 from medsign_lite.images import quantise
 from medsign_lite.latent_cache import LatentCache, read_latent_cache
-from medsign_lite.latent_diffusion import (
-    copy_decoder,
-    load_decoder,
-    load_pipeline,
-    save_decoder,
-)
+from medsign_lite.latent_diffusion import copy_decoder, load_decoder, load_pipeline, save_decoder
 from medsign_lite.losses import (
     LossWeights,
     chest_weights,
@@ -55,11 +50,7 @@ from medsign_lite.perceptual import perceptual_loss
 from medsign_lite.precision import PRECISIONS, mixed_precision
 from medsign_lite.pretraining import read_under_attack
 from medsign_lite.processor import tune_processor
-from medsign_lite.training_state import (
-    load_training_state,
-    plain_settings,
-    save_training_state,
-)
+from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
 
 PRESETS = {"chest": chest_weights, "fundus": fundus_weights}
 
@@ -296,7 +287,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--extractor", required=True, help="folder of a whitened extractor")
     parser.add_argument("--pipeline", required=True, help="diffusers folder of the original")
     parser.add_argument("--out", required=True, help="run folder; an interrupted run resumes")
-    parser.add_argument("--message", default="0", help="the bits, or a seed to draw them from")
+    parser.add_argument("--message", help=(
+        "the bits, or a seed to draw them from; default: that of --start, or seed 0"))  # fmt: skip
     parser.add_argument("--modality", required=True, choices=sorted(PRESETS))
     parser.add_argument("--start", help="decoder/ of an earlier run to go on from, on this cache")
     parser.add_argument("--minutes", type=float, help="training time in all")
@@ -315,7 +307,6 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     tune_processor()
     extractor = load_extractor(options.extractor, device=options.device)
-    message = read_message(options.message, bits=extractor.config.bits)
     weights = PRESETS[options.modality]()
     if options.preservation is not None:
         weights = replace(weights, preservation=options.preservation)
@@ -324,6 +315,8 @@ def main(arguments: list[str] | None = None) -> None:
     cache = read_latent_cache(options.cache, decoder.eval(), limit=options.limit)
     if options.start:
         decoder, details["started_from"] = load_decoder(options.start, vae)
+    earlier = details.get("started_from", {}).get("message", "0")
+    message = read_message(options.message or earlier, bits=extractor.config.bits)
     fit(
         decoder, cache, message, extractor, weights, options.out,
         perceptual=perceptual_loss(options.perceptual_weights).to(options.device),

@@ -135,7 +135,7 @@ def pathology_map(
     Raises:
         ValueError: if lengths differ, an option is unknown, or `word_tokens` refuses a word.
     """
-    _check_options(select, cas, scale, size)
+    _check_options(select, cas, scale, quantile, size)
     positions = _positions(pipeline, prompts, words)
     tokens = sorted({token for image in positions for word in image for token in word}) or [0]
     conditional = "second_half" if guidance > 1 else "all"
@@ -167,7 +167,7 @@ def encoded_map(
 
     As `pathology_map`, with `attention_on_latents` in place of sampling.
     """
-    _check_options(select, cas, scale, size)
+    _check_options(select, cas, scale, quantile, size)
     positions = _positions(pipeline, prompts, words)
     tokens = sorted({token for image in positions for word in image for token in word}) or [0]
     attention = attention_on_latents(
@@ -232,13 +232,17 @@ def attention_on_latents(
     return record.maps
 
 
-def _check_options(select: str, cas: Mapping | None, scale: str | None, size: str) -> None:
+def _check_options(
+    select: str, cas: Mapping | None, scale: str | None, quantile: float, size: str
+) -> None:
     if select not in ("cas", "average"):
         raise ValueError(f'select: expected "cas" or "average", got {select!r}')
     if cas and select != "cas":
         raise ValueError(f'cas={dict(cas)}: only used with select="cas", got {select!r}')
     if scale not in GAINS:
         raise ValueError(f"scale: expected one of {tuple(GAINS)}, got {scale!r}")
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"quantile: expected a number in [0, 1], got {quantile}")
     if size not in ("image", "latent"):
         raise ValueError(f'size: expected "image" or "latent", got {size!r}')
 

@@ -45,11 +45,7 @@ from medsign_lite.metrics import bit_accuracy, psnr
 from medsign_lite.precision import mixed_precision
 from medsign_lite.processor import tune_processor
 from medsign_lite.spectral import SpectralConfig
-from medsign_lite.training_state import (
-    load_training_state,
-    plain_settings,
-    save_training_state,
-)
+from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
 
 CHOICES = {  # configuration, curriculum, learning rate
     "spectral": (SpectralConfig, SPECTRAL_CURRICULUM, 4e-3),

@@ -214,10 +214,11 @@ def test_main_fine_tunes_from_folders(tmp_path):
     )  # fmt: skip
     command = [
         "--cache", str(tmp_path / "cache"), "--extractor", str(tmp_path / "extractor"),
-        "--pipeline", str(tmp_path / "pipeline"), "--modality", "chest", "--message", "1010",
+        "--pipeline", str(tmp_path / "pipeline"), "--modality", "chest",
         "--steps", "1", "--batch-size", "2", "--precision", "float32", "--device", "cpu",
     ]  # fmt: skip
-    main([*command, "--out", str(tmp_path / "out"), "--learning-rate", "0.01"])
+    main([*command, "--out", str(tmp_path / "out"), "--learning-rate", "0.01",
+          "--message", "1010"])  # fmt: skip
     first, config = load_checkpoint(tmp_path / "out" / "decoder", kind="decoder")
     assert config["message"] == "1010"
     assert config["weights"] == vars(chest_weights())
@@ -226,4 +227,4 @@ def test_main_fine_tunes_from_folders(tmp_path):
           "--learning-rate", "1e-9"])  # fmt: skip
     second, config = load_checkpoint(tmp_path / "next" / "decoder", kind="decoder")
     assert all(torch.allclose(second[name], first[name], atol=1e-4) for name in first)
-    assert config["started_from"]["learning_rate"] == 0.01
+    assert config["started_from"]["learning_rate"] == 0.01 and config["message"] == "1010"

@@ -215,11 +215,12 @@ def test_attention_on_latents_is_the_sum_over_timesteps(pipeline):
         ({"words": ["effusion"]}, "as many words"),
         ({"prompts": "No effusion"}, "a list of prompts"),
         ({"select": "best"}, 'expected "cas" or "average"'),
+        ({"quantile": 1.5}, "quantile: expected a number"),
         ({"select": "average", "cas": {"side": 64}}, 'only used with select="cas"'),
         ({"size": "pixels"}, 'expected "image" or "latent"'),
         ({"scale": "soft"}, "scale: expected one of"),
     ],
-    ids=["word", "count", "prompts", "select", "cas", "size", "scale"],
+    ids=["word", "count", "prompts", "select", "quantile", "cas", "size", "scale"],
 )
 def test_bad_arguments_are_refused_before_sampling(pipeline, monkeypatch, changes, message):
     def fail(*_, **__):
