@@ -17,14 +17,18 @@ COMMITTED := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 # Held-out phantoms, named after how many there are of each modality.
 GATE_PHANTOMS := build/gates/phantoms1000/manifest.csv
 RECORD_PHANTOMS := build/gates/phantoms5000/manifest.csv
+# Snakemake asks for older versions of packages than are pinned: it has an environment of its own.
+SNAKEMAKE := build/snakemake
+TARGET ?= all
 CHOSEN := $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
-.PHONY: help environment tutorial test unit smoke nbval lint weights gates record notebooks student clean
+.PHONY: help environment tutorial test unit smoke nbval lint weights gates record notebooks student \
+  workflow clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
-	@echo "Targets: environment tutorial test unit smoke nbval lint weights gates record notebooks student clean"
+	@echo "Targets: environment tutorial test unit smoke nbval lint weights gates record notebooks student workflow clean"
 
 environment: $(STAMP)
 
@@ -88,6 +92,16 @@ student: $(STAMP)
 	$(PY) -m nbgrader generate_assignment medsign_lite --create --force \
 	  --course-dir="$(CURDIR)/$(COURSE)"
 	@echo "The student's notebooks are in $(COURSE)/release/medsign_lite/"
+
+# workflow/config.yaml: the tutorial and a sweep, two jobs at a time; also TARGET=tutorial or sweep.
+workflow: $(STAMP) $(SNAKEMAKE)/.installed
+	$(SNAKEMAKE)/bin/snakemake --profile workflow/profiles/local $(TARGET) \
+	  --config python="$(abspath $(PY))"
+
+$(SNAKEMAKE)/.installed: | $(STAMP)
+	$(PYTHON) -m venv --clear $(SNAKEMAKE)
+	$(SNAKEMAKE)/bin/python -m pip install --quiet "snakemake>=9.0"
+	@touch $@
 
 # Run folders hold results and stay; remove runs/ yourself.
 clean:

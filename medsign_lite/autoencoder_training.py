@@ -26,6 +26,7 @@ from medsign_lite.bundled_networks import build_autoencoder
 from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.image_stack import read_image_stack
 from medsign_lite.precision import mixed_precision
+from medsign_lite.processes import Processes, descend
 from medsign_lite.processor import tune_processor
 from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
 
@@ -126,6 +127,8 @@ def fit_autoencoder(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    processes = Processes(device)
+    device = processes.device
     torch.manual_seed(seed)
     layout = {"memory_format": torch.channels_last}
     vae = build_autoencoder().to(device, **layout).train()
@@ -144,42 +147,42 @@ def fit_autoencoder(
     budget = Budget(minutes=minutes, steps=steps, **spent)
 
     def save() -> None:
+        if not processes.is_main:
+            return
         state = {"vae": vae.state_dict(), "average": average.state_dict()}
         state |= {"optimiser": optimiser.state_dict(), "budget": budget.state()}
         state |= {"typical": typical, "skipped": skipped, "settings": settings}
         save_training_state(folder / "state.pt", state)
 
     last_save, decoder_alone = time.monotonic(), False
-    while budget.progress < 1:
-        if not decoder_alone and budget.progress >= decoder_alone_from:
+    while (progress := processes.agree(budget.progress)) < 1:
+        if not decoder_alone and progress >= decoder_alone_from:
             decoder_alone = True
             for part in ("encoder", "quant_conv"):
                 getattr(vae, part).load_state_dict(getattr(average, part).state_dict())
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * learning_rate_factor(budget.progress)
+            group["lr"] = learning_rate * learning_rate_factor(progress)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + budget.step)
-        crop = CROP if budget.progress < whole_images_from else images.shape[-1]
+        crop = CROP if progress < whole_images_from else images.shape[-1]
         image = _crops(images, batch if crop == CROP else batch // 2, crop, generator)
+        image = processes.part(image)
         with mixed_precision(device):
             result = autoencoder_loss(
                 vae, image.to(device, **layout), generator=generator, decoder_alone=decoder_alone
             )
-        loss = result["loss"].item()
+        loss = processes.mean({"loss": result["loss"].item()})["loss"]
         typical = loss if typical is None else typical
         # One batch far off can undo hours: with so small a divergence term, nothing but the loss
         # itself keeps the latents' variance from exploding.
         if loss < SPIKE * typical:
             typical += 0.02 * (loss - typical)
-            optimiser.zero_grad(set_to_none=True)
-            result["loss"].backward()
-            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-            optimiser.step()
+            descend(result["loss"], optimiser, processes)
         else:
             typical *= 1.05  # a lasting change is accepted in the end
             skipped += 1
         budget.tick()
         update_average(average, vae, step=budget.step)
-        if budget.step % log_every == 0:
+        if processes.is_main and budget.step % log_every == 0:
             every = max(1, len(held_out) // 16)  # of all modalities
             psnr = reconstruction_psnr(average, held_out[::every]).mean().item()
             row = {"psnr": result["psnr"], "held_out_psnr": psnr, "crop": crop, "skipped": skipped}
@@ -190,7 +193,9 @@ def fit_autoencoder(
     save()
     vae = average.eval()
     vae.register_to_config(scaling_factor=latent_scale(vae, images[:512]))
-    vae.save_pretrained(folder / "vae")
+    if processes.is_main:
+        vae.save_pretrained(folder / "vae")
+    processes.wait()
     return vae
 
 
@@ -230,7 +235,8 @@ def main(arguments: list[str] | None = None) -> None:
         seed=options.seed,
         device=options.device,
     )
-    print(f"held-out reconstruction {reconstruction_psnr(vae, held_out).mean():.2f} dB")
+    if Processes(options.device).is_main:
+        print(f"held-out reconstruction {reconstruction_psnr(vae, held_out).mean():.2f} dB")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def load_checkpoint(
                 "run code when opened; convert it to safetensors first"
             )
         raise FileNotFoundError(f"checkpoint {folder}: {WEIGHTS} is missing")
-    config = _read_config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     if config.get("kind") != kind:
         raise ValueError(
             f"checkpoint {folder}: expected a model of kind {kind!r}, got {config.get('kind')!r}"
@@ -106,7 +106,13 @@ def load_checkpoint(
     return {name: _as_single(weight).to(device) for name, weight in state.items()}, config
 
 
-def _read_config(path: Path) -> dict:
+def read_config(path: Path) -> dict:
+    """A checkpoint's configuration alone.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+        ValueError: if it is not a JSON object.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path.parent}: {path.name} is missing")
     try:

@@ -19,6 +19,7 @@ column                content
 """
 
 import csv
+import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from medsign_lite.files import whole_file
 from medsign_lite.images import load_image
 
 CHEST_FINDINGS = (
@@ -115,10 +117,10 @@ def read_manifest(path: str | os.PathLike, *, check_files: bool = True) -> list[
             missing = [name for name in COLUMNS if name not in columns]
             unknown = [name for name in columns if name not in COLUMNS]
             raise ValueError(f"{path}: missing columns {missing}, unknown columns {unknown}")
-        records, seen = [], {}
+        records, seen, folder = [], {}, _Folder(path.parent)
         for line, row in enumerate(reader, start=2):
             try:
-                record = _record(path.parent, row)
+                record = _record(folder, row)
                 if record.id in seen:
                     raise ValueError(f"id {record.id!r} is already on line {seen[record.id]}")
                 if check_files:
@@ -135,22 +137,25 @@ def read_manifest(path: str | os.PathLike, *, check_files: bool = True) -> list[
 def write_manifest(path: str | os.PathLike, records: Iterable[Record]) -> Path:
     """Write records as a manifest, paths made relative to its folder, in one rename.
 
+    Records are written as they come: an iterator of them need not fit into memory.
+
     Raises:
         ValueError: if a file lies outside the manifest's folder.
+        OSError: if the file cannot be written (see `whole_file`).
     """
     path = Path(path)
-    folder = path.parent.resolve()
+    folder = _Folder(path.parent)
 
     def relative(file: Path | None) -> str:
         if file is None:
             return ""
-        resolved = (folder / file).resolve()
-        if not resolved.is_relative_to(folder):
-            raise ValueError(f"{file} lies outside the manifest's folder {folder}")
-        return resolved.relative_to(folder).as_posix()
+        resolved = folder.resolve(file)
+        if not resolved.is_relative_to(folder.path):
+            raise ValueError(f"{file} lies outside the manifest's folder {folder.path}")
+        return resolved.relative_to(folder.path).as_posix()
 
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as binary:
+        file = io.TextIOWrapper(binary, encoding="utf-8", newline="")
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for r in records:
@@ -158,11 +163,35 @@ def write_manifest(path: str | os.PathLike, records: Iterable[Record]) -> Path:
                 "|".join(items) for items in (r.findings, r.words, r.sides, map(relative, r.masks))
             )
             writer.writerow([r.id, relative(r.image), r.modality, r.split, r.report, *lists])
-    temporary.replace(path)
+        file.detach()  # flushes, and leaves the file open for its block to close
     return path
 
 
-def _record(folder: Path, row: dict) -> Record:
+class _Folder:
+    """Resolves the paths of a manifest, each of its sub-folders only once.
+
+    Resolving asks the disk about every part of a path: for 100,000 rows, minutes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self._parents: dict[str, Path] = {}
+
+    def resolve(self, file: str | Path) -> Path:
+        parent, name = os.path.split(file)
+        if parent not in self._parents:
+            self._parents[parent] = (self.path / parent).resolve()
+        path = self._parents[parent] / name
+        return path.resolve() if name in ("", ".", "..") or path.is_symlink() else path
+
+    def inside(self, relative: str) -> Path:
+        path = self.resolve(relative)
+        if not path.is_relative_to(self.path):
+            raise ValueError(f"the path {relative!r} leaves the manifest's folder")
+        return path
+
+
+def _record(folder: _Folder, row: dict) -> Record:
     if None in row or None in row.values():
         raise ValueError(
             f"expected {len(COLUMNS)} cells, got {sum(v is not None for v in row.values())}"
@@ -174,22 +203,15 @@ def _record(folder: Path, row: dict) -> Record:
 
     return Record(
         id=row["id"],
-        image=_inside(folder, row["image"]),
+        image=folder.inside(row["image"]),
         modality=row["modality"],
         split=row["split"],
         report=row["report"],
         findings=findings,
         words=aligned("words"),
         sides=aligned("sides"),
-        masks=tuple(_inside(folder, mask) if mask else None for mask in aligned("masks")),
+        masks=tuple(folder.inside(mask) if mask else None for mask in aligned("masks")),
     )
-
-
-def _inside(folder: Path, relative: str) -> Path:
-    path = (folder / relative).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"the path {relative!r} leaves the manifest's folder")
-    return path
 
 
 def _check_files(record: Record) -> None:

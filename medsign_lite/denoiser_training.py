@@ -45,8 +45,10 @@ from medsign_lite.bundled_networks import (
 from medsign_lite.data import SIDES, Record, load_mask, read_manifest
 from medsign_lite.files import whole_file
 from medsign_lite.image_stack import read_image_stack
+from medsign_lite.latent_diffusion import load_pipeline
 from medsign_lite.localisation import word_tokens
 from medsign_lite.precision import mixed_precision
+from medsign_lite.processes import Processes, descend
 from medsign_lite.processor import tune_processor
 from medsign_lite.report_tokenizer import learn_tokenizer
 from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
@@ -65,6 +67,7 @@ def denoising_loss(
     *,
     weights: Tensor | None = None,
     generator: torch.Generator,
+    processes: Processes | None = None,
 ) -> Tensor:
     """Mean squared error of the predicted velocity at random timesteps.
 
@@ -73,10 +76,14 @@ def denoising_loss(
         tokens: (B, T) token numbers; a row of the empty prompt trains the unconditional model.
         weights: (B, h, w) weight of each place's error; default: all alike.
         generator: on the CPU, so that a seed means the same noise on every device.
+        processes: that a batch is shared by, of which all this is one's part.
     """
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    steps = scheduler.config.num_train_timesteps
-    timesteps = torch.randint(steps, (len(latents),), generator=generator).to(latents.device)
+    whole = len(latents) * (1 if processes is None else processes.count)
+    noise = torch.randn(whole, *latents.shape[1:], generator=generator)
+    timesteps = torch.randint(scheduler.config.num_train_timesteps, (whole,), generator=generator)
+    if processes is not None:
+        noise, timesteps = processes.part(noise), processes.part(timesteps)
+    noise, timesteps = noise.to(latents.device), timesteps.to(latents.device)
     noised = scheduler.add_noise(latents, noise, timesteps)
     velocity = scheduler.get_velocity(latents, noise, timesteps)
     predicted = unet(noised, timesteps, text_encoder(tokens)[0]).sample
@@ -175,11 +182,15 @@ def fit_denoiser(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    processes = Processes(device)
+    device = processes.device
     torch.manual_seed(seed)
     reports = [record.report for record in records]
     kept = folder / "tokenizer"  # a resumed run's weights know the numbers of this one
     tokenizer = CLIPTokenizer.from_pretrained(kept) if kept.is_dir() else learn_tokenizer(reports)
-    tokenizer.save_pretrained(kept)
+    processes.wait()  # all have looked for it before one writes it
+    if processes.is_main:
+        tokenizer.save_pretrained(kept)
     tokens = _tokens(tokenizer, [*reports, ""])  # (N + 1, T); the last row is the empty prompt
     emphasised = read_emphasised(records, tuple(latents.shape[-2:]))
     sides = read_sides(records, tokenizer)
@@ -208,18 +219,21 @@ def fit_denoiser(
     budget = Budget(minutes=minutes, steps=steps, **spent)
 
     def save() -> None:
+        if not processes.is_main:
+            return
         state = {"model": model.state_dict(), "average": average.state_dict()}
         state |= {"optimiser": optimiser.state_dict(), "mean_loss": mean_loss}
         state |= {"budget": budget.state(), "settings": settings}
         save_training_state(folder / "state.pt", state)
 
     last_save = time.monotonic()
-    while budget.progress < 1:
+    while (progress := processes.agree(budget.progress)) < 1:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + budget.step)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * _constant_then_cosine(budget.progress, budget.step)
+            group["lr"] = learning_rate * _constant_then_cosine(progress, budget.step)
         rows = torch.randint(len(latents), (batch,), generator=generator)
         empty = torch.rand(batch, generator=generator) < unconditional
+        rows, empty = processes.part(rows), processes.part(empty)
         texts = rows.masked_fill(empty, len(reports))
         # Without words there is nothing to heed: the unconditional model is trained as usual.
         heeded = emphasised[rows] & ~empty[:, None, None]
@@ -230,22 +244,26 @@ def fit_denoiser(
             loss = denoising_loss(
                 unet, text_encoder, scheduler, latents[rows].to(device), words,
                 weights=(1 + emphasis * heeded / share).to(device), generator=generator,
+                processes=processes,
             )  # fmt: skip
             told = side_loss(text_encoder(words)[0], head, named)
-        optimiser.zero_grad(set_to_none=True)
-        (loss + side_weight * told).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        descend(loss + side_weight * told, optimiser, processes)
         budget.tick()
         update_average(average, model, step=budget.step)
-        mean_loss = 0.98 * mean_loss + 0.02 * loss.item()
-        if budget.step % log_every == 0:
-            log_row(folder, budget, {"loss": mean_loss, "side_loss": told.item()})
+        values = processes.mean({"loss": loss.item(), "side_loss": told.item()})
+        mean_loss = 0.98 * mean_loss + 0.02 * values["loss"]
+        if processes.is_main and budget.step % log_every == 0:
+            log_row(folder, budget, values | {"loss": mean_loss})
         if time.monotonic() - last_save > SAVE_SECONDS:
             save()
             last_save = time.monotonic()
     save()
-    return save_pipeline(folder / "pipeline", average, tokenizer, vae)
+    if not processes.is_main:
+        processes.wait()
+        return load_pipeline(folder / "pipeline")
+    pipeline = save_pipeline(folder / "pipeline", average, tokenizer, vae)
+    processes.wait()
+    return pipeline
 
 
 def _tokens(tokenizer: CLIPTokenizer, reports: Sequence[str]) -> Tensor:
@@ -276,14 +294,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     tune_processor()
+    processes = Processes(options.device)
     vae = AutoencoderKL.from_pretrained(options.autoencoder).eval()
     records = [r for r in read_manifest(options.data, check_files=False) if r.split == "train"]
     kept = options.out / "latents.safetensors"  # a resumed run need not encode again
-    if not kept.is_file():
+    if processes.is_main and not kept.is_file():
         images = read_image_stack(options.data, split="train")
-        latents = encode_images(vae.to(options.device), images)
+        latents = encode_images(vae.to(processes.device), images)
         with whole_file(kept) as file:
             file.write(to_safetensors({"latents": latents}))
+    processes.wait()
     latents = load_file(kept)["latents"]
     if len(latents) != len(records):
         raise ValueError(

@@ -49,6 +49,7 @@ from medsign_lite.metrics import bit_accuracy, psnr, ssim
 from medsign_lite.perceptual import perceptual_loss
 from medsign_lite.precision import PRECISIONS, mixed_precision
 from medsign_lite.pretraining import read_under_attack
+from medsign_lite.processes import Processes, descend
 from medsign_lite.processor import tune_processor
 from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
 
@@ -72,6 +73,7 @@ def finetune_step(
     temperature: float = 1.0,
     precision: str = "auto",
     generator: torch.Generator,
+    processes: Processes | None = None,
 ) -> dict[str, float]:
     """One optimiser step of Eq. 2.
 
@@ -84,6 +86,7 @@ def finetune_step(
         quality: factor of the three losses that are not the message's.
         attack_strength: 0 reads the image as it is; above, each of `attacks` parts of the batch
             meets one random attack.
+        processes: that the batch is shared by; this one gets its rows of it and of the results.
 
     Returns:
         the four losses, "loss", "bit_accuracy" as read in this step, and the batch's "psnr".
@@ -91,8 +94,9 @@ def finetune_step(
     with mixed_precision(latents.device, precision):
         image = decoder(latents).float()
         logits = read_under_attack(
-            extractor, image, strength=attack_strength, parts=attacks, generator=generator
-        )
+            extractor, image, strength=attack_strength, parts=attacks, generator=generator,
+            processes=processes,
+        )  # fmt: skip
     losses = {
         "image": perceptual(image, original),
         "message": message_loss(logits, message, temperature=temperature),
@@ -100,10 +104,7 @@ def finetune_step(
         "preservation": preservation_loss(image, original, maps),
     }
     losses["loss"] = weighted_sum(losses, weights, quality=quality)
-    optimiser.zero_grad(set_to_none=True)
-    losses["loss"].backward()
-    torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-    optimiser.step()
+    descend(losses["loss"], optimiser, processes)
     values = {name: float(value.detach()) for name, value in losses.items()}
     error = float((image.detach() - original).square().mean())
     return values | {
@@ -126,7 +127,7 @@ def evaluate(
 
     Images are rounded to 8 bits before anything is scored, as a saved PNG would be. "finding_psnr"
     weighs the error with the location map, "elsewhere_psnr" with one minus it; both are over
-    our own map, not an independent one.
+    our own map, not an independent one, over the images that have a map, and absent if none has.
     """
     rows = []
     device = next(decoder.parameters()).device
@@ -143,11 +144,13 @@ def evaluate(
         for name, share in (("finding_psnr", maps), ("elsewhere_psnr", 1 - maps)):
             total = share.sum(dim=(1, 2)).clamp(min=1e-6)
             error = (squared * share).sum(dim=(1, 2)) / total
-            row[name] = -10 * torch.log10(error.clamp(min=1e-10))
+            decibels = -10 * torch.log10(error.clamp(min=1e-10))
+            row[name] = decibels[maps.amax(dim=(1, 2)) > 0]
         for name, attack in PAPER_ATTACKS.items():
             row[name] = bit_accuracy(extractor(attack(image)), message)
         rows.append(row)
-    return {name: float(torch.cat([row[name] for row in rows]).mean()) for name in rows[0]}
+    scores = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    return {name: float(values.mean()) for name, values in scores.items() if len(values)}
 
 
 def fit(
@@ -207,7 +210,9 @@ def fit(
     budget = Budget(minutes=minutes, steps=steps)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    device = next(decoder.parameters()).device
+    processes = Processes(next(decoder.parameters()).device)
+    device = processes.device
+    decoder.to(device), extractor.to(device), perceptual.to(device)
     message = message.to(device)
     extractor.eval().requires_grad_(False)
     decoder.train().requires_grad_(True).to(memory_format=torch.channels_last)
@@ -231,6 +236,8 @@ def fit(
         budget = Budget(minutes=minutes, steps=steps, **saved["budget"])
 
     def save() -> None:
+        if not processes.is_main:
+            return
         save_training_state(out / "training.pt", {
             "settings": settings, "decoder": decoder.state_dict(),
             "averaged": averaged.state_dict(), "optimiser": optimiser.state_dict(),
@@ -240,22 +247,24 @@ def fit(
 
     bar = tqdm(total=100, disable=not sys.stderr.isatty(), unit="%", desc="decoder")
     last_log = last_save = time.monotonic()
-    while budget.progress < 1:
+    while (progress := processes.agree(budget.progress)) < 1:
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * learning_rate_factor(budget.progress)
+            group["lr"] = learning_rate * learning_rate_factor(progress)
         chosen = torch.randint(0, len(train), (batch_size,), generator=generator)
-        original, latents, maps = train.batch(chosen, device)
+        original, latents, maps = train.batch(processes.part(chosen), device)
         values = finetune_step(
             decoder, original, latents, maps, message, extractor, weights, optimiser=optimiser,
             perceptual=perceptual, quality=quality, temperature=temperature, precision=precision,
-            attack_strength=attack_strength * min(1.0, 10 * budget.progress), generator=generator,
+            attack_strength=attack_strength * min(1.0, 10 * progress), generator=generator,
+            processes=processes,
         )  # fmt: skip
+        values = processes.mean(values)
         accuracy += 0.1 * (values["bit_accuracy"] - accuracy)
         change = 1 + quality_growth if accuracy >= read_well else 1 / (1 + quality_growth)
         quality = min(max(quality * change, first_quality), last_quality)
         budget.tick()
         update_average(averaged, decoder, step=budget.step, decay=average)
-        if time.monotonic() - last_log > log_seconds:
+        if processes.is_main and time.monotonic() - last_log > log_seconds:
             log_row(out, budget, {"quality": quality, "smoothed_accuracy": accuracy, **values})
             bar.update(int(100 * budget.progress) - bar.n)
             bar.set_postfix(accuracy=f"{accuracy:.3f}", psnr=f"{values['psnr']:.1f}")
@@ -267,10 +276,12 @@ def fit(
     bar.close()
     averaged.eval()
     figures = evaluate(averaged, test, message, extractor, precision=precision)
-    log_row(out, budget, {"evaluation": figures})
     config = {**settings, **budget.state(), "quality": quality, "evaluation": figures,
               **(details or {})}  # fmt: skip
-    save_decoder(out / "decoder", averaged, config)
+    if processes.is_main:
+        log_row(out, budget, {"evaluation": figures})
+        save_decoder(out / "decoder", averaged, config)
+    processes.wait()
     return averaged
 
 

@@ -1,7 +1,8 @@
 """What the gates are measured on, and the measurements: figures with intervals, by name."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -183,7 +184,33 @@ def localisation(sample: Sample) -> dict:
     }
     for control in ("shuffled token", "anatomical prior"):
         figures[f"margin_{control.replace(' ', '_')}"] = figure(means[control], "cnr_margin")
-    return figures | {"rows": rows}
+    fixed = fixed_places(sample.priors)
+    movable = [row for row in rows if row["map"] == "anatomical prior"
+               and row["finding"] not in fixed | {"mean"}]  # fmt: skip
+    figures["margin_anatomical_prior_movable"] = mean_of_rows(movable, "cnr_margin")
+    return figures | {"rows": rows, "fixed_places": sorted(fixed)}
+
+
+def fixed_places(priors: Mapping[str, Tensor]) -> set[str]:
+    """The findings whose place is known before an image is seen: one pixel is in half of all masks.
+
+    An enlarged heart is where the heart is, edema in both lungs, cupping in one of two discs. There
+    the mean mask is close to the mask itself, and no map of an image can be far above it.
+    """
+    return {finding for finding, prior in priors.items() if prior.max() >= 0.5}
+
+
+def mean_of_rows(rows: Sequence[Mapping], name: str) -> dict:
+    """The mean of a figure over rows of different images, each of the same weight.
+
+    The interval is the normal one: a row's standard error is read off its own interval.
+    """
+    if not rows:
+        return {"value": None, "low": None, "high": None}
+    value = sum(row[name] for row in rows) / len(rows)
+    widths = [(row[f"{name}_high"] - row[f"{name}_low"]) / 2 for row in rows]
+    reach = math.hypot(*widths) / len(rows)
+    return {"value": value, "low": value - reach, "high": value + reach}
 
 
 @torch.no_grad()

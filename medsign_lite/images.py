@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from medsign_lite.files import whole_file
@@ -83,7 +84,7 @@ def _raw_mode(file: Image.Image) -> str:
     return arguments if isinstance(arguments, str) else ""
 
 
-def save_image(image: Tensor, path: str | Path) -> Path:
+def save_image(image: Tensor, path: str | Path, *, text: PngInfo | None = None) -> Path:
     """Write an image as an 8-bit RGB PNG; values are clamped to [0, 1] and rounded.
 
     Clamping comes first: unclamped decoder output cast to bytes wraps around, and bright
@@ -92,6 +93,7 @@ def save_image(image: Tensor, path: str | Path) -> Path:
     Args:
         image: (3, H, W) float, around [0, 1].
         path: the file to write; must end in .png.
+        text: what the file shall say of itself.
 
     Returns:
         The path.
@@ -108,7 +110,7 @@ def save_image(image: Tensor, path: str | Path) -> Path:
     if not torch.isfinite(image).all():
         raise ValueError(f"image for {path} holds NaN or infinite values")
     with whole_file(path) as file:
-        Image.fromarray(to_bytes(image).numpy()).save(file, format="PNG")
+        Image.fromarray(to_bytes(image).numpy()).save(file, format="PNG", pnginfo=text)
     return path
 
 

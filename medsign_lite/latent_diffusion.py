@@ -1,4 +1,4 @@
-"""The boundary to diffusers: load a pipeline, sample, encode, decode, copy the decoder.
+"""The boundary to diffusers: sample, encode, decode, copy the decoder.
 
 Everything else in the library sees images in [0, 1] and latents scaled to unit variance, as the
 U-Net does. The conversion to [-1, 1], the scaling and shifting of latents and the size of an
@@ -10,76 +10,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
 from torch import Tensor, nn
 
 from medsign_lite.checkpoints import load_checkpoint, load_strictly, save_checkpoint
+from medsign_lite.generators import BUNDLED, freeze, load_pipeline
 from medsign_lite.images import from_signed, to_signed
 
+__all__ = [
+    "BUNDLED",
+    "Autoencoder",
+    "LatentDecoder",
+    "check_prompts",
+    "copy_decoder",
+    "decode",
+    "encode",
+    "freeze",
+    "image_size",
+    "install",
+    "load_decoder",
+    "load_pipeline",
+    "sample",
+    "save_decoder",
+    "scale_factor",
+]
+
 Autoencoder = AutoencoderKL | AutoencoderTiny
-
-BUNDLED = Path(__file__).parent / "weights" / "pipeline"
-
-
-def load_pipeline(
-    folder: str | Path = BUNDLED,
-    *,
-    unet: str | Path | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> StableDiffusionPipeline:
-    """Load any ``StableDiffusionPipeline`` folder from disk; by default the bundled model.
-
-    Args:
-        folder: the pipeline; nothing is downloaded.
-        unet: folder of another U-Net to use in place of the pipeline's own.
-        dtype: of the weights in memory.
-
-    Raises:
-        FileNotFoundError: if the folder holds no ``model_index.json``.
-        ValueError: if a U-Net's latents or text width do not fit the pipeline.
-    """
-    folder = Path(folder)
-    if not (folder / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"expected a diffusers pipeline, found no {folder}/model_index.json"
-        )
-    parts = {}
-    if unet is not None:
-        # A .bin is taken too; diffusers reads it with weights_only=True.
-        parts["unet"] = UNet2DConditionModel.from_pretrained(unet, local_files_only=True)
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        folder,
-        local_files_only=True,
-        safety_checker=None,
-        requires_safety_checker=False,
-        **parts,
-    )
-    _check_fit(pipeline)
-    pipeline.set_progress_bar_config(disable=True)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        freeze(part)
-    pipeline.text_encoder.float()  # diffusers' parts are, transformers keeps the file's precision
-    return pipeline.to(device) if dtype == torch.float32 else pipeline.to(device, dtype)
-
-
-def _check_fit(pipeline: StableDiffusionPipeline) -> None:
-    unet, vae, text = pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config
-    if unet.in_channels != vae.latent_channels:
-        raise ValueError(
-            f"the U-Net takes {unet.in_channels} latent channels, "
-            f"the autoencoder makes {vae.latent_channels}"
-        )
-    if unet.cross_attention_dim != text.hidden_size:
-        raise ValueError(
-            f"the U-Net's cross-attention takes text of width {unet.cross_attention_dim}, "
-            f"the text encoder makes {text.hidden_size}"
-        )
-
-
-def freeze(module: nn.Module) -> nn.Module:
-    """Evaluation mode, no gradients; returns the module."""
-    return module.eval().requires_grad_(False)
 
 
 def scale_factor(vae: Autoencoder) -> int:
@@ -90,8 +46,14 @@ def scale_factor(vae: Autoencoder) -> int:
 
 
 def image_size(pipeline: StableDiffusionPipeline) -> tuple[int, int]:
-    """(H, W) in pixels of what the pipeline was trained to make."""
+    """(H, W) in pixels of what the pipeline was trained to make.
+
+    Raises:
+        ValueError: if its U-Net's configuration does not say.
+    """
     size = pipeline.unet.config.sample_size
+    if size is None:
+        raise ValueError("the U-Net's configuration has no sample_size: give the image's size")
     height, width = (size, size) if isinstance(size, int) else size
     factor = scale_factor(pipeline.vae)
     return height * factor, width * factor
@@ -218,6 +180,22 @@ def encode(vae: Autoencoder, image: Tensor, *, batch: int = 16) -> Tensor:
     return torch.cat(parts).float()
 
 
+def check_prompts(tokenizer, prompts: Sequence[str]) -> None:
+    """Refuse prompts of which the text encoder would read only the beginning.
+
+    Raises:
+        ValueError: saying how many there are, which is the first, and the limit.
+    """
+    limit = tokenizer.model_max_length
+    lengths = [len(tokens) for tokens in tokenizer(list(prompts), verbose=False).input_ids]
+    long = [number for number, length in enumerate(lengths) if length > limit]
+    if long:
+        raise ValueError(
+            f"{len(long)} of {len(lengths)} prompts are longer than the {limit} tokens that the "
+            f"text encoder reads, the first is number {long[0]} (from 0) with {lengths[long[0]]}"
+        )
+
+
 def sample(
     pipeline: StableDiffusionPipeline,
     prompts: Sequence[str],
@@ -229,10 +207,11 @@ def sample(
 ) -> Tensor:
     """Generate latents, one image for each prompt, each from a seed of its own.
 
-    An image depends on its prompt and its seed, not on what else is in the batch.
+    An image depends on its prompt and its seed, not on what else is in the batch, also where the
+    scheduler draws noise at every step.
 
     Args:
-        prompts: B descriptions.
+        prompts: B descriptions; `check_prompts` says whether they are read to their end.
         seeds: B numbers.
         steps: of the pipeline's scheduler.
         guidance: classifier-free guidance scale; 1 is none.
@@ -253,12 +232,14 @@ def sample(
     channels = pipeline.unet.config.in_channels
     shape = (1, channels, height // factor, width // factor)
     # Drawn on the CPU, so that a seed means the same image on every device.
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    unet = pipeline.unet
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
     with torch.no_grad():
         return pipeline(
             list(prompts),
-            latents=torch.cat(noise).to(unet.device, unet.dtype),
+            # Not the U-Net's device: an offloaded one waits in main memory.
+            latents=noise.to(pipeline._execution_device, pipeline.unet.dtype),
+            generator=generators,
             num_inference_steps=steps,
             guidance_scale=guidance,
             height=height,

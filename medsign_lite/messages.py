@@ -85,13 +85,18 @@ def message_from_string(text: str, *, bits: int = 48) -> Tensor:
     """
     if not isinstance(text, str):
         raise ValueError(f"expected a string of {bits} bits, got {type(text).__name__}")
-    digits = "".join(text.replace("_", " ").split())
+    digits = ungroup(text)
     wrong = sorted(set(digits) - {"0", "1"})
     if wrong:
         raise ValueError(f"expected only 0 and 1 in the message, got {wrong[0]!r} in {text!r}")
     if len(digits) != bits:
         raise ValueError(f"expected a message of {bits} bits, got {len(digits)}")
     return torch.tensor([float(digit) for digit in digits])
+
+
+def ungroup(text: str) -> str:
+    """A message as text, without the spaces and underscores that may group its bits."""
+    return "".join(text.replace("_", " ").split())
 
 
 def check_one_message_per_image(message: Tensor, image: Tensor, bits: int) -> None:

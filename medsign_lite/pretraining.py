@@ -7,6 +7,7 @@ well at a small strength, the watermarking decoder will later be able to write a
 """
 
 import argparse
+import math
 import sys
 import time
 from dataclasses import asdict, replace
@@ -43,6 +44,7 @@ from medsign_lite.losses import message_loss
 from medsign_lite.messages import random_messages
 from medsign_lite.metrics import bit_accuracy, psnr
 from medsign_lite.precision import mixed_precision
+from medsign_lite.processes import Processes, descend
 from medsign_lite.processor import tune_processor
 from medsign_lite.spectral import SpectralConfig
 from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
@@ -61,16 +63,27 @@ def read_under_attack(
     strength: float,
     parts: int = 4,
     generator: torch.Generator,
+    processes: Processes | None = None,
 ) -> Tensor:
     """Logits (B, K), float32, of images (B, 3, H, W) around [0, 1] after random attacks.
 
-    The batch is cut into `parts`, each of which meets one attack; a strength of 0 is none.
+    The batch is cut into `parts`, each of which meets one attack; a strength of 0 is none. With
+    `processes`, the images are this one's share of the batch, and so are the parts.
     """
     if strength == 0:
         return extractor(image).float()
+    count = 1 if processes is None else processes.count
+    # A seed for each part: several processes then meet the attacks that one would have met.
+    seeds = torch.randint(2**62, (count * math.ceil(parts / count),), generator=generator)
+    seeds = seeds if processes is None else processes.part(seeds)
     attacked = (
-        random_attack(part, generator=generator, strength=strength, minimum=extractor.minimum_side)
-        for part in image.chunk(parts)
+        random_attack(
+            part,
+            generator=torch.Generator().manual_seed(seed),
+            strength=strength,
+            minimum=extractor.minimum_side,
+        )
+        for part, seed in zip(image.chunk(len(seeds)), seeds.tolist(), strict=False)
     )
     return torch.cat([extractor(part).float() for part in attacked])
 
@@ -97,8 +110,12 @@ def pretrain_step(
     attacks: int = 4,
     precision: str = "auto",
     generator: torch.Generator,
+    processes: Processes | None = None,
 ) -> tuple[dict[str, float], Tensor]:
     """One optimiser step on images (B, 3, H, W) in [0, 1] and messages (B, K) in {0, 1}.
+
+    With `processes` these are this one's share of the batch. Batch normalisation sees no more than
+    that, so several processes do not quite take the steps of one.
 
     Returns:
         {"loss", "bit_accuracy"} and the logits (B, K), detached.
@@ -107,14 +124,11 @@ def pretrain_step(
         marked = embedder.embed(images, messages, strength, generator=generator).float()
         marked = off_grid(marked, embedder.grid, generator=generator)
         logits = read_under_attack(
-            extractor, marked, strength=attack_strength, parts=attacks, generator=generator
-        )
+            extractor, marked, strength=attack_strength, parts=attacks, generator=generator,
+            processes=processes,
+        )  # fmt: skip
     loss = message_loss(logits, messages)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimiser.step()
+    descend(loss, optimiser, processes)
     logits = logits.detach()
     accuracy = float(bit_accuracy(logits, messages).mean())
     return {"loss": float(loss.detach()), "bit_accuracy": accuracy}, logits
@@ -185,6 +199,8 @@ def fit(
     if len(images) <= held_out:
         raise ValueError(f"{held_out} images are held out, got only {len(images)} in all")
     config, curriculum = config or ExtractorConfig(), curriculum or CurriculumConfig()
+    processes = Processes(device)
+    device = processes.device
     budget, state = Budget(minutes=minutes, steps=steps), Curriculum(curriculum, config.bits)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -208,6 +224,8 @@ def fit(
         budget = Budget(minutes=minutes, steps=steps, **saved["budget"])
 
     def save() -> None:
+        if not processes.is_main:
+            return
         save_training_state(out / "training.pt", {
             "settings": settings, "embedder": embedder.state_dict(),
             "extractor": extractor.state_dict(), "optimiser": optimiser.state_dict(),
@@ -223,22 +241,24 @@ def fit(
     test = images[test_rows].to(device).float() / 255
     bar = tqdm(total=100, disable=not sys.stderr.isatty(), unit="%", desc="extractor")
     last_log = last_save = time.monotonic()
-    while budget.progress < 1:
-        size = state.size(budget.progress)
+    while (progress := processes.agree(budget.progress)) < 1:
+        size = state.size(progress)
         batch_size = max(1, min(largest_batch, batch_pixels // size**2))
+        batch_size = processes.count * math.ceil(batch_size / processes.count)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * learning_rate_factor(budget.progress)
+            group["lr"] = learning_rate * learning_rate_factor(progress)
         chosen = torch.randint(0, len(train_rows), (batch_size,), generator=generator)
         batch = random_crops(images[train_rows[chosen]], size, generator=generator)
-        batch = batch.to(device).float() / 255
+        batch = processes.part(batch).to(device).float() / 255
         messages = random_messages(batch_size, config.bits, generator=generator).to(device)
         values, logits = pretrain_step(
-            embedder, extractor, optimiser, batch, messages, strength=state.strength,
-            attack_strength=state.attack_strength, precision=precision, generator=generator,
+            embedder, extractor, optimiser, batch, processes.part(messages),
+            strength=state.strength, attack_strength=state.attack_strength, precision=precision,
+            generator=generator, processes=processes,
         )  # fmt: skip
-        state.update(logits, messages)
+        state.update(processes.gather(logits), messages)
         budget.tick()
-        if time.monotonic() - last_log > log_seconds:
+        if processes.is_main and time.monotonic() - last_log > log_seconds:
             log_row(out, budget, {
                 "images": state.images, "size": size, "loss": values["loss"],
                 "bit_accuracy": state.bit_accuracy, "learnt_bits": state.learnt_bits,
@@ -256,13 +276,15 @@ def fit(
         embedder, extractor, test, strength=state.strength, generator=generator,
         precision=precision,
     )  # fmt: skip
-    log_row(out, budget, {"evaluation": figures})
     chosen = torch.randperm(len(train_rows), generator=generator)[:4096]
     calibration = images[train_rows[chosen]]
     whitened = whiten(extractor, (b.to(device).float() / 255 for b in calibration.split(64)))
     details = {**settings, **budget.state(), "images": state.images,
                "strength": state.strength, "evaluation": figures}  # fmt: skip
-    save_extractor(out / "extractor", whitened, details=details)
+    if processes.is_main:
+        log_row(out, budget, {"evaluation": figures})
+        save_extractor(out / "extractor", whitened, details=details)
+    processes.wait()
     return embedder, whitened
 
 

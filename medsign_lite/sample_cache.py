@@ -1,12 +1,14 @@
-"""Generated samples with their pathology maps, made in parts so that a killed run goes on.
+"""Generated samples with their pathology maps, made in shards so that a killed run goes on.
 
     python -m medsign_lite.sample_cache --data MANIFEST --modality chest --count 1000 --out FOLDER
 
-Sampling is the slow part of preparing the decoder's fine-tuning, and neither latents nor maps
-change while it runs: they are made once, from the reports of a manifest, and kept.
+Sampling is the slow part of preparing the decoder's fine-tuning, and neither latents nor maps nor
+the original decoder's images change while it runs: they are made once, from the reports of a
+manifest, and kept. A batch is a shard; several processes may each make their part of them.
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import shutil
@@ -14,18 +16,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
 from tqdm.auto import tqdm
 
 from medsign_lite.data import MODALITIES, SPLITS, Record, read_manifest
 from medsign_lite.files import whole_file
-from medsign_lite.latent_cache import PROMPTS, TENSORS, write_latent_cache
-from medsign_lite.latent_diffusion import BUNDLED, load_pipeline
+from medsign_lite.generators import PRECISIONS, sampling_dtype
+from medsign_lite.latent_cache import PROMPTS, TENSORS, decode_bytes
+from medsign_lite.latent_diffusion import (
+    BUNDLED,
+    LatentDecoder,
+    check_prompts,
+    image_size,
+    load_pipeline,
+    scale_factor,
+)
 from medsign_lite.localisation import pathology_map, word_tokens
+from medsign_lite.memory_estimate import check_memory, estimate_sampling
+from medsign_lite.shards import check_disk, join_shards, write_shard
 from medsign_lite.training_state import check_settings, plain_settings
 
 SETTINGS = "settings.json"
+SHARDS = "shards"
+DECODED = 4  # originals at a time: decoding needs more memory per image than sampling
 # Far from the phantoms' own seeds and from the small numbers that people type.
 FIRST_SEED = {"train": 3_000_000, "validation": 4_000_000, "test": 5_000_000}
 
@@ -58,24 +70,38 @@ def sample_with_maps(
     cas: Mapping | None = None,
     scale: str | None = "literal",
     quantile: float = 0.7,
+    truncate: bool = False,
+    worker: int = 0,
+    workers: int = 1,
     replace: bool = False,
     progress: bool = True,
 ) -> Path:
     """Sample every prompt, map its words, and write the folder that fine-tuning reads.
 
+    However many prompts there are, one batch is in memory at a time. On disk an image takes
+    2 bytes per latent number, 2 per map pixel and 3 for its colours, 8 GB for 6,000 images of
+    512 x 512, and twice that while shards are joined.
+
     Args:
         pipeline: a `StableDiffusionPipeline`.
         prompts, words, seeds: N of each; an image without words has a map of zeros.
-        folder: holds the finished parts while it runs, a latent cache at the end.
+        folder: holds the finished shards while it runs, a latent cache at the end.
+        batch: images sampled at a time, and the size of a shard.
         select, cas, scale, quantile: as in `pathology_map`.
+        truncate: let prompts that are too long be cut, instead of refusing them.
+        worker, workers: make every `workers`-th shard, from number `worker`. Several workers leave
+            the shards; a call without these, once they are done, joins them.
         replace: make anew what the folder holds if it was made otherwise, instead of refusing.
 
     Returns:
         The folder, to be read by `read_latent_cache`.
 
     Raises:
-        ValueError: if a word is not in its prompt or is cut off, or if the folder's samples are
-            of other settings; found before anything is sampled.
+        ValueError: if a word is not in its prompt or is cut off, a prompt is too long, or the
+            folder's samples are of other settings.
+        MemoryError, OSError: if memory or disk will not do; like the former, found before
+            anything is sampled.
+        RuntimeError: if numbers overflowed in half precision.
     """
     folder = Path(folder)
     if not len(prompts) == len(words) == len(seeds):
@@ -83,65 +109,94 @@ def sample_with_maps(
             "expected as many prompts as word lists and seeds, got "
             f"{len(prompts)}, {len(words)} and {len(seeds)}"
         )
-    for prompt, some in zip(prompts, words, strict=True):
-        for word in some:
-            word_tokens(pipeline.tokenizer, prompt, word)
+    if not 0 <= worker < workers:
+        raise ValueError(f"expected a worker in [0, {workers}), got {worker}")
+    positions = [
+        {i for word in some for i in word_tokens(pipeline.tokenizer, prompt, word)}
+        for prompt, some in zip(prompts, words, strict=True)
+    ]
+    if not truncate:
+        check_prompts(pipeline.tokenizer, prompts)
+    options = {"steps": steps, "guidance": guidance, "select": select, "cas": cas, "scale": scale,
+               "quantile": quantile}  # fmt: skip
     ends = pipeline.unet.conv_in.weight, pipeline.unet.conv_out.bias  # any training changes them
+    decoder = list(LatentDecoder(pipeline.vae).parameters())
     settings = plain_settings(
-        model=_digest([weight.tolist() for weight in ends]),
+        model=_digest(ends), decoder=_digest((decoder[0], decoder[-1])),
         prompts=_digest([list(prompts), [list(some) for some in words], list(seeds)]),
-        steps=steps, guidance=guidance, batch=batch, select=select, cas=dict(cas or {}),
-        scale=scale, quantile=quantile,
+        batch=batch, **options | {"cas": dict(cas or {})},
     )  # fmt: skip
+    if pipeline.unet.dtype != torch.float32:
+        settings["precision"] = str(pipeline.unet.dtype).removeprefix("torch.")
     if not _goes_on(folder, settings, replace=replace):
         with whole_file(folder / SETTINGS) as file:
             file.write((json.dumps(settings, indent=2) + "\n").encode())
     elif (folder / TENSORS).is_file() and (folder / PROMPTS).is_file():
+        shutil.rmtree(folder / SHARDS, ignore_errors=True)
         return folder
-    parts = folder / "parts"
-    files = []
     starts = range(0, len(prompts), batch)
-    for start in tqdm(starts, desc="samples", unit="batch", disable=not progress):
-        files.append(parts / f"{start:06d}-{batch}.safetensors")
-        if files[-1].is_file():
-            continue
-        chosen = slice(start, start + batch)
-        result = pathology_map(
-            pipeline,
-            prompts[chosen],
-            words[chosen],
-            seeds=seeds[chosen],
-            steps=steps,
-            guidance=guidance,
-            select=select,
-            cas=cas,
-            scale=scale,
-            quantile=quantile,
-        )
-        part = {"latents": result.latents.half().cpu(), "maps": result.maps.half()}
-        with whole_file(files[-1]) as file:
-            file.write(to_safetensors({name: value.contiguous() for name, value in part.items()}))
-    loaded = [load_file(file) for file in files]
-    latents, maps = (torch.cat([part[name] for part in loaded]) for name in ("latents", "maps"))
-    write_latent_cache(folder, latents, maps, list(prompts))
-    shutil.rmtree(parts)
+    files = [folder / SHARDS / f"{start:06d}-{batch}.safetensors" for start in starts]
+    mine = list(zip(starts, files, strict=True))[worker::workers]
+    if missing := [(start, file) for start, file in mine if not file.is_file()]:
+        tokens = max(len(set().union(*positions[start : start + batch])) for start, _ in missing)
+        estimate = estimate_sampling(
+            pipeline, batch=min(batch, len(prompts)), tokens=max(tokens, 1), guidance=guidance,
+            decoded=min(DECODED, batch),
+        )  # fmt: skip
+        check_memory(estimate, pipeline._execution_device)
+        check_disk(folder, _disk_bytes(pipeline, len(missing) * batch + len(prompts)))
+        decoder = LatentDecoder(pipeline.vae)
+        if pipeline.vae.dtype != torch.float32:  # what every figure is measured against is exact
+            decoder = copy.deepcopy(decoder).float()
+        bar = tqdm(missing, desc=f"samples, {estimate}", unit="batch", disable=not progress)
+        for start, file in bar:
+            some = slice(start, start + batch)
+            write_shard(file, _shard(
+                pipeline, decoder, prompts[some], words[some], seeds[some], options,
+            ))  # fmt: skip
+    if workers == 1:
+        with whole_file(folder / PROMPTS) as file:
+            file.write((json.dumps(list(prompts), indent=0, ensure_ascii=False) + "\n").encode())
+        join_shards(files, folder / TENSORS)
+        shutil.rmtree(folder / SHARDS)
     return folder
 
 
-def _digest(value: object) -> str:
+def _shard(pipeline, decoder, prompts, words, seeds, options: Mapping) -> dict[str, torch.Tensor]:
+    result = pathology_map(pipeline, prompts, words, seeds=seeds, **options)
+    latents, maps = result.latents.half().cpu(), result.maps.half()
+    if not latents.isfinite().all() or not maps.isfinite().all():
+        raise RuntimeError(
+            f"samples of seeds {seeds[0]} to {seeds[-1]} are not finite in {pipeline.unet.dtype}: "
+            "sample in float32 or bfloat16"
+        )
+    # Of the latents as they are kept, so that the file can be checked against the decoder.
+    parts = [decode_bytes(decoder, part) for part in latents.split(DECODED)]
+    return {"latents": latents, "maps": maps, "originals": torch.cat(parts)}
+
+
+def _disk_bytes(pipeline, images: int) -> int:
+    height, width = image_size(pipeline)
+    latents = pipeline.unet.config.in_channels * height * width // scale_factor(pipeline.vae) ** 2
+    return images * (2 * latents + (2 + 3) * height * width)
+
+
+def _digest(value: Sequence) -> str:
+    value = [part.tolist() if isinstance(part, torch.Tensor) else part for part in value]
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _goes_on(folder: Path, settings: dict, *, replace: bool) -> bool:
     """Whether the folder holds samples of these settings; others are refused, or removed."""
     own = [folder / name for name in (SETTINGS, TENSORS, PROMPTS)]
-    if not any(path.exists() for path in (*own, folder / "parts")):
+    if not any(path.exists() for path in (*own, folder / SHARDS)):
         return False
     saved = json.loads(own[0].read_text(encoding="utf-8")) if own[0].is_file() else {}
+    saved.setdefault("decoder", settings["decoder"])  # caches without originals do not name it
     if replace and saved != settings:
         for path in own:
             path.unlink(missing_ok=True)
-        shutil.rmtree(folder / "parts", ignore_errors=True)
+        shutil.rmtree(folder / SHARDS, ignore_errors=True)
         return False
     check_settings(saved, settings, folder=folder)
     return True
@@ -157,6 +212,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--pipeline", type=Path, default=BUNDLED, help="diffusers folder")
+    parser.add_argument("--unet", type=Path, help="folder of another U-Net for it")
+    parser.add_argument("--precision", default="float32", choices=("auto", *PRECISIONS), help=(
+        "of the weights; auto is half on a GPU, faster and in half the memory"))  # fmt: skip
+    parser.add_argument("--attention-slicing", action="store_true", help=(
+        "one head at a time, where the device has no fused attention"))  # fmt: skip
+    parser.add_argument("--offload", action="store_true", help=(
+        "keep in main memory what does not work at the moment"))  # fmt: skip
+    parser.add_argument("--truncate", action="store_true", help="cut reports that are too long")
+    parser.add_argument("--workers", type=int, default=1, help=(
+        "processes that share the shards; call once more without it to join them"))  # fmt: skip
+    parser.add_argument("--worker", type=int, default=0, help="number of this one, from 0")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=32)
@@ -175,7 +241,14 @@ def main(arguments: list[str] | None = None) -> None:
         count=options.count,
     )
     sample_with_maps(
-        load_pipeline(options.pipeline, device=options.device),
+        load_pipeline(
+            options.pipeline,
+            unet=options.unet,
+            device=options.device,
+            dtype=sampling_dtype(options.device, options.precision),
+            attention_slicing=options.attention_slicing,
+            offload=options.offload,
+        ),
         [record.report for record in records],
         [record.words for record in records],
         options.out,
@@ -186,6 +259,9 @@ def main(arguments: list[str] | None = None) -> None:
         cas={"side": options.cas_side, "quantile": options.cas_quantile},
         scale=options.scale,
         quantile=options.quantile,
+        truncate=options.truncate,
+        worker=options.worker,
+        workers=options.workers,
     )
 
 

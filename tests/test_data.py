@@ -1,6 +1,7 @@
 """The manifest: what was written is read back, and everything wrong is named."""
 
 import dataclasses
+import tracemalloc
 
 import pytest
 import torch
@@ -170,6 +171,62 @@ def test_write_manifest_refuses_files_outside_its_folder(folder, tmp_path_factor
         write_manifest(elsewhere / "manifest.csv", records)
     # The one that was there is still whole.
     assert read_manifest(path) == records
+
+
+def test_write_manifest_leaves_the_earlier_one_when_records_fail(folder):
+    path, records = folder
+
+    def interrupted():
+        yield records[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_manifest(path / "manifest.csv", interrupted())
+    assert read_manifest(path) == records
+    assert sorted(file.suffix for file in path.iterdir()) == [".csv", ".png", ".png", ".png"]
+
+
+def test_paths_that_leave_the_folder_through_a_link_are_refused(folder, tmp_path_factory):
+    path, _ = folder
+    outside = tmp_path_factory.mktemp("outside")
+    (path / "b.png").rename(outside / "b.png")
+    (path / "b.png").symlink_to(outside / "b.png")
+    with pytest.raises(ValueError, match=r"line 3: the path 'b.png' leaves the manifest's folder"):
+        read_manifest(path)
+    (path / "linked").symlink_to(outside)
+    rewrite(path, "b,b.png", "b,linked/b.png")
+    with pytest.raises(ValueError, match="the path 'linked/b.png' leaves the manifest's folder"):
+        read_manifest(path)
+
+
+def test_a_hundred_thousand_rows_fit_in_a_gibibyte(tmp_path):
+    count = 250  # memory grows with the rows: 400 times this is a hundred thousand
+
+    def records():
+        for number in range(count):
+            yield Record(
+                id=f"chest-{number:06d}",
+                image=tmp_path / "images" / f"{number:06d}.png",
+                modality="chest",
+                split="train",
+                report=f"Small right pleural effusion, number {number}. " + "Unchanged. " * 20,
+                findings=("effusion",),
+                words=("effusion",),
+                sides=("right",),
+                masks=(tmp_path / "masks" / f"{number:06d}-effusion.png",),
+            )
+
+    tracemalloc.start()
+    try:
+        path = write_manifest(tmp_path / "manifest.csv", records())
+        written = tracemalloc.get_traced_memory()[1]
+        found = read_manifest(path, check_files=False)
+        read = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(found) == count
+    assert written < 2**20  # row by row
+    assert read * (100_000 / count) < 2**30
 
 
 def test_record_is_immutable(folder):

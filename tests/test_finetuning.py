@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -112,6 +113,20 @@ def test_evaluate_scores_quality_and_every_attack():
         "none", "brightness", "crop", "jpeg", "rotation", "resize",
     ]  # fmt: skip
     assert scores["psnr"] > 60 and scores["ssim"] > 0.999  # the original against itself
+
+
+def test_evaluate_counts_no_finding_where_there_is_none():
+    vae, extractor = tiny_vae(), tiny_extractor()
+    decoder, cache = copy_decoder(vae), tiny_cache(vae)
+    decoder.decoder.conv_out.bias.data += 0.1
+    every = evaluate(decoder, cache, MESSAGE, extractor, precision="float32")
+    half = replace(cache, maps=cache.maps.clone())
+    half.maps[:6] = 0
+    some = evaluate(decoder, half, MESSAGE, extractor, precision="float32")
+    # The same change everywhere: images without a finding must not pass for images spared.
+    assert some["finding_psnr"] == pytest.approx(every["finding_psnr"], abs=0.1)
+    none = replace(cache, maps=torch.zeros_like(cache.maps))
+    assert "finding_psnr" not in evaluate(decoder, none, MESSAGE, extractor, precision="float32")
 
 
 SETTINGS = {"perceptual": perceptual_loss(), "batch_size": 4, "held_out": 4, "precision": "float32"}

@@ -11,30 +11,13 @@ from PIL import Image, PngImagePlugin
 from data_prep.folder import Columns, main, prepare_folder
 from medsign_lite.data import read_manifest
 from medsign_lite.images import load_image
+from tests.source_folders import noise, save, write_table
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cxr"
 
 
-def save(path: Path, pixels: np.ndarray, **options) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, **options)
-    return path
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def write_table(path: Path, rows: list[dict]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
 def prepare(source: Path, out: Path, **options):
-    return prepare_folder(source, out, size=32, progress=False, **options)
+    return prepare_folder(source, out, **({"size": 32, "progress": False} | options))
 
 
 @pytest.fixture
@@ -184,6 +167,7 @@ def test_prepare_folder_drops_rows_it_cannot_use_and_says_why(source, tmp_path):
         {"file": "Doe_1.png", "person": ""},
         {"file": "absent.png", "person": "3"},
         {"file": "../table.csv", "person": "4"},
+        {"file": r"C:\images\Doe_2.png", "person": "4"},
         {"file": "same.png", "person": "5"},
         {"file": "b/same.png", "person": "6"},
     ]
@@ -195,7 +179,7 @@ def test_prepare_folder_drops_rows_it_cannot_use_and_says_why(source, tmp_path):
         "named by an earlier row, too": 1,
         "its row names no patient": 1,
         "its row names no image of the source": 1,
-        "its row names a path outside of the source": 1,
+        "its row names a path outside of the source": 2,
         "its row names several images: the name alone is not unique": 1,
         "in the folder, but in no usable row of the table": 10,
     }
@@ -256,8 +240,9 @@ def test_prepare_folder_refuses_an_out_that_overlaps_the_source(source, inside):
         ({"shares": (0.5, 0.5, 0.5)}, ValueError, "three shares that sum to 1"),
         ({"table": "absent.csv", "columns": COLUMNS}, FileNotFoundError, "no table"),
         ({"table": "absent.csv"}, ValueError, "needs columns"),
+        ({"size": 16}, ValueError, "at least 32 pixels, got 16"),
     ],
-    ids=["modality", "shares", "table", "columns"],
+    ids=["modality", "shares", "table", "columns", "size"],
 )
 def test_prepare_folder_refuses(source, tmp_path, options, error, message):
     with pytest.raises(error, match=message):
@@ -266,11 +251,10 @@ def test_prepare_folder_refuses(source, tmp_path, options, error, message):
 
 
 def test_prepare_folder_names_a_missing_column(source, tmp_path):
-    with pytest.raises(ValueError, match=r"no column \['filename'\]; it has \['file', 'text'"):
+    with pytest.raises(ValueError, match=r"no column 'File' in its first row \(is it 'file'\?\)"):
         prepare(
-            source, tmp_path / "out", table=tmp_path / "table.csv",
-            columns=Columns(image="filename"),
-        )  # fmt: skip
+            source, tmp_path / "out", table=tmp_path / "table.csv", columns=Columns(image="File")
+        )
 
 
 def test_prepare_folder_refuses_an_empty_one(tmp_path):
@@ -293,16 +277,17 @@ def test_main_converts_and_prints_the_summary(source, tmp_path, capsys):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real radiographs beside this checkout")
 def test_prepare_folder_takes_real_radiographs(tmp_path):
+    with (REAL / "index.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    table = write_table(tmp_path / "some.csv", rows[:12])
     columns = Columns(image="filename", findings="finding_labels", patient="patient_id")
-    path, summary = prepare_folder(
-        REAL, tmp_path / "out", table=REAL / "index.csv", columns=columns, size=128, progress=False
-    )
+    path, summary = prepare(REAL, tmp_path / "out", table=table, columns=columns, size=128)
     records = read_manifest(path)
-    assert len(records) == summary.kept.total() == 220 and not summary.dropped
+    assert len(records) == summary.kept.total() == 12
+    assert summary.dropped == {"in the folder, but in no usable row of the table": 208}
     findings = {finding for record in records for finding in record.findings}
-    assert {"pneumonia", "effusion", "cardiomegaly"} <= findings and "no finding" not in findings
+    assert {"pneumonia", "effusion"} <= findings and "no finding" not in findings
     image = load_image(records[0].image)
     assert image.shape == (3, 128, 128) and 0.05 < float(image.std()) < 0.5
-    with (REAL / "index.csv").open() as file:
-        names = {row["filename"].removesuffix(".png") for row in csv.DictReader(file)}
+    names = [row["filename"].removesuffix(".png") for row in rows]
     assert not any(name in path.read_text() for name in names)

@@ -5,8 +5,26 @@ import torch
 
 from medsign_lite import gates
 from medsign_lite.data import Record, write_manifest
-from medsign_lite.gate_measurements import MEASUREMENTS, RECORDED, Sample, figure
-from medsign_lite.gates import GATES, Gate, agrees, compare, judge, line, main, measure
+from medsign_lite.gate_measurements import (
+    RECORDED,
+    Sample,
+    figure,
+    fixed_places,
+    mean_of_rows,
+)
+from medsign_lite.gates import (
+    GATES,
+    MEASUREMENTS,
+    RECORDED_GATES,
+    Gate,
+    agrees,
+    compare,
+    judge,
+    line,
+    main,
+    measure,
+    read_recorded,
+)
 from medsign_lite.results import read_result, record_result
 
 
@@ -81,6 +99,21 @@ def test_figure_takes_a_rows_interval_or_the_value_alone():
     assert figure({"x": 2.0}, "x") == interval(2.0)
 
 
+def test_mean_of_rows_adds_independent_errors_in_squares():
+    rows = [
+        {"cnr": 1.0, "cnr_low": 0.7, "cnr_high": 1.3},
+        {"cnr": 2.0, "cnr_low": 1.6, "cnr_high": 2.4},
+    ]
+    mean = mean_of_rows(rows, "cnr")
+    assert mean == pytest.approx({"value": 1.5, "low": 1.25, "high": 1.75})
+    assert mean_of_rows([], "cnr")["value"] is None
+
+
+def test_fixed_places_are_those_with_a_pixel_in_half_of_all_masks():
+    priors = {"cupping": torch.tensor([[0.0, 0.5]]), "exudates": torch.tensor([[0.49, 0.3]])}
+    assert fixed_places(priors) == {"cupping"}
+
+
 def test_judge_is_false_if_one_falls_short_or_was_not_measured(capsys):
     figures = {"m": {"f": interval(0.95)}}
     assert judge([gate()], figures)
@@ -99,6 +132,18 @@ def test_compare_names_what_is_missing_other_or_different(tmp_path, capsys):
     changed = {"m": {"f": interval(0.5, 0.49, 0.51)}}
     assert not compare([gate()], changed, tmp_path, weights="abc")
     assert "recorded 0.950 [0.940, 0.960], now 0.500" in capsys.readouterr().out
+
+
+def test_read_recorded_takes_the_trained_images_and_no_attack(tmp_path):
+    row = {"bit_accuracy": 0.995, "bit_accuracy_low": 0.99, "bit_accuracy_high": 1.0}
+    other = {"attack": "jpeg", "bit_accuracy": 0.7}
+    quality = {"psnr": 38.5, "psnr_gap": 4.5}
+    values = {"trained": {"attacks": [row, other], "quality": quality}}
+    record_result(tmp_path / "real_decoder_own.json", values, {})
+    figures = read_recorded(RECORDED_GATES, tmp_path)
+    assert figures["real_decoder_own"]["bit_accuracy"] == interval(0.995, 0.99, 1.0)
+    assert figures["real_decoder_own"]["psnr_gap"]["value"] == 4.5
+    assert figures["real_decoder_published"] == {}
 
 
 @pytest.fixture

@@ -1,3 +1,7 @@
+import json
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -57,6 +61,59 @@ def test_cache_splits_without_overlap(tmp_path):
 def test_cache_can_be_limited(tmp_path):
     written(tmp_path)
     assert len(read_latent_cache(tmp_path, Doubler(), limit=2)) == 2
+
+
+def test_cache_with_originals_is_read_from_the_file(tmp_path):
+    latents, maps = written(tmp_path)
+    made = read_latent_cache(tmp_path, Doubler()).originals
+    path = tmp_path / "cache.safetensors"
+    marked = made.clone()
+    marked[4, :, 0, 0] = 7  # not what the decoder makes: it is not asked again
+    tensors = {"latents": latents.half(), "maps": maps.half(), "originals": marked}
+    save_file(tensors, path)
+    cache = read_latent_cache(tmp_path, Doubler())
+    assert torch.equal(cache.originals, marked)
+    assert len(read_latent_cache(tmp_path, Doubler(), limit=2).split(1)[1]) == 1
+    other = Doubler()
+    other.scale.data *= 1.1
+    with pytest.raises(ValueError, match="originals were made by another decoder"):
+        read_latent_cache(tmp_path, other)
+    save_file({**tensors, "originals": marked[..., ::2].contiguous()}, path)  # another size
+    with pytest.raises(ValueError, match="originals were made by another decoder"):
+        read_latent_cache(tmp_path, Doubler())
+
+
+def test_cache_larger_than_memory_is_read_where_it_is_used(tmp_path):
+    """6,000 of 512 x 512 pixels, 8 GB on a disk that keeps zeros for nothing, in 200 MB."""
+    statistics = Path("/proc/self/statm")
+    if not statistics.exists():
+        pytest.skip("this system does not say how much memory a process holds")
+
+    class Enlarger(Doubler):
+        def forward(self, latents):
+            return nn.functional.interpolate(self.scale * latents[:, :3], scale_factor=8)
+
+    shapes = {"latents": ("F16", [6000, 4, 64, 64], 2), "maps": ("F16", [6000, 512, 512], 2),
+              "originals": ("U8", [6000, 3, 512, 512], 1)}  # fmt: skip
+    header, offset = {}, 0
+    for name, (dtype, shape, width) in shapes.items():
+        end = offset + width * torch.Size(shape).numel()
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(tmp_path / "cache.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)
+    (tmp_path / "prompts.json").write_text(json.dumps(["no"] * 6000))
+    before = int(statistics.read_text().split()[1])
+    cache = read_latent_cache(tmp_path, Enlarger())
+    train, test = cache.split(5900)
+    originals, latents, maps = train.batch(torch.tensor([5, 5000, 17, 3]), "cpu")
+    assert originals.shape == (4, 3, 512, 512) and maps.shape == (4, 512, 512)
+    assert (len(train), len(test)) == (5900, 100)
+    grown = (int(statistics.read_text().split()[1]) - before) * resource.getpagesize()
+    assert grown < 200 * 2**20
 
 
 def test_writing_refuses_another_number_of_prompts(tmp_path):

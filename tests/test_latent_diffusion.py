@@ -1,13 +1,11 @@
 """The diffusers boundary: ranges, scaling, seeds, and decoders that can be swapped."""
 
-import shutil
-
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 
 from medsign_lite.latent_diffusion import (
     LatentDecoder,
+    check_prompts,
     copy_decoder,
     decode,
     encode,
@@ -20,7 +18,7 @@ from medsign_lite.latent_diffusion import (
     save_decoder,
     scale_factor,
 )
-from tests.tiny_pipeline import tiny_pipeline, tiny_unet
+from tests.tiny_pipeline import tiny_autoencoder, tiny_pipeline, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +31,6 @@ def folder(pipeline, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     pipeline.save_pretrained(folder)
     return folder
-
-
-def tiny_autoencoder() -> AutoencoderTiny:
-    torch.manual_seed(0)
-    widths = {"encoder_block_out_channels": (4, 4, 4), "decoder_block_out_channels": (4, 4, 4)}
-    blocks = {"num_encoder_blocks": (1, 1, 1), "num_decoder_blocks": (1, 1, 1)}
-    return AutoencoderTiny(**widths, **blocks, latent_channels=4).eval()
 
 
 def test_decode_is_the_autoencoders_own_in_unit_range(pipeline):
@@ -109,6 +100,21 @@ def test_sample_refuses_a_missing_seed(pipeline):
         sample(pipeline, ["edema", "effusion"], seeds=[0])
 
 
+def test_image_size_that_is_not_said_is_refused():
+    pipeline = tiny_pipeline()
+    pipeline.unet.register_to_config(sample_size=None)
+    with pytest.raises(ValueError, match="no sample_size: give the image's size"):
+        image_size(pipeline)
+    assert sample(pipeline, ["edema"], seeds=[0], steps=1, size=(16, 16)).shape == (1, 4, 8, 8)
+
+
+def test_prompts_beyond_the_tokenizers_length_are_refused():
+    """<start> no edema <end> are four tokens."""
+    check_prompts(tiny_tokenizer(4), ["no edema", "edema"])
+    with pytest.raises(ValueError, match=r"2 of 3 .* 4 tokens .* first is number 1 .* with 5"):
+        check_prompts(tiny_tokenizer(4), ["no edema", "no no edema", "no no no edema"])
+
+
 def test_copied_decoder_is_independent(pipeline):
     decoder = copy_decoder(pipeline.vae)
     before = decode(pipeline.vae, torch.ones(1, 4, 8, 8))
@@ -166,37 +172,3 @@ def test_pipeline_stored_in_half_precision_is_float_in_memory(tmp_path):
     parts = (loaded.unet, loaded.vae, loaded.text_encoder)
     assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
     assert sample(loaded, ["edema"], seeds=[1], steps=2).isfinite().all()
-
-
-def test_pipeline_with_another_unet(folder, tmp_path):
-    unet = tiny_unet()
-    with torch.no_grad():
-        unet.conv_out.bias.add_(1.0)
-    unet.save_pretrained(tmp_path / "unet")
-    loaded = load_pipeline(folder, unet=tmp_path / "unet")
-    torch.testing.assert_close(loaded.unet.conv_out.bias, unet.conv_out.bias)
-
-
-def test_pipeline_missing_or_unfit_is_named(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"found no .*model_index\.json"):
-        load_pipeline(tmp_path)
-    tiny_unet(cross_attention_dim=8).save_pretrained(tmp_path / "narrow")
-    with pytest.raises(ValueError, match="takes text of width 8, the text encoder makes 16"):
-        load_pipeline(folder, unet=tmp_path / "narrow")
-    tiny_unet(in_channels=5).save_pretrained(tmp_path / "deep")
-    with pytest.raises(ValueError, match="takes 5 latent channels, the autoencoder makes 4"):
-        load_pipeline(folder, unet=tmp_path / "deep")
-
-
-def test_pickled_weights_that_run_code_are_refused(folder, tmp_path):
-    class Harm:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "harmed"), "w"))
-
-    broken = tmp_path / "pipeline"
-    shutil.copytree(folder, broken)
-    (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    torch.save({"conv_in.weight": Harm()}, broken / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(Exception, match="(?i)weights_only|unable to load|safetensors"):
-        load_pipeline(broken)
-    assert not (tmp_path / "harmed").exists()

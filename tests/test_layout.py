@@ -18,16 +18,19 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module imports lower layers, or its own without a cycle. A new module gets a line here.
 LAYERS = {
     0: """files images messages checkpoints profiles results runs published precision budgets
-        averaging processor training_state""",
+        averaging processor processes training_state""",
     1: """data image_stack attacks distortions metrics rows losses extractor spectral whitening
-        latent_diffusion latent_cache bundled_networks perceptual attention attention_layers
-        dct_dwt""",
+        latent_diffusion latent_cache bundled_networks perceptual
+        published_extractor xrayvision attention attention_layers
+        dct_dwt dicom image_files provenance generators memory_estimate shards""",
     2: """localisation localisation_scores selection detection pretraining curriculum
         finetuning evaluation judges judge_data judge_networks judge_scores
         autoencoder_training denoiser_training report_tokenizer
-        sample_cache held_out decoder_scores""",
+        sample_cache held_out decoder_scores encoded_images diffusion_finetuning
+        keys key_detection detection_table""",
     3: """plotting figures widgets index_page notebook_execution tutorial bundle gates
-        gate_measurements""",
+        gate_measurements scale_measurements command_line detect_command generate_command
+        keys_command""",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in (ROOT / "medsign_lite").glob("*.py"))

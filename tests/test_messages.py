@@ -68,3 +68,7 @@ def test_check_message_accepts_one_and_several():
 def test_message_to_string_refuses_a_batch():
     with pytest.raises(ValueError, match="one message"):
         messages.message_to_string(torch.zeros(2, 4))
+
+
+def test_ungroup_leaves_the_bits_and_whatever_else_there_is():
+    assert messages.ungroup(" 0110_1 0\n1a") == "0110101a"

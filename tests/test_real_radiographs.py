@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
+from benchmarks import real_decoder
 from benchmarks.real_radiographs import run
 from medsign_lite.data import read_manifest
 from medsign_lite.latent_diffusion import copy_decoder, decode, encode, load_decoder
@@ -56,3 +57,28 @@ def test_real_autoencoder_reconstructs_real_radiographs(data):
     decoded = decode(vae, encode(vae, images)).clamp(0, 1)
     # About 32 dB: a wrong scaling factor or range would give less than 20.
     assert psnr(decoded, images, data_range=1.0).mean() > 29
+
+
+def test_a_real_decoder_is_marked_around_real_outlines(data, tmp_path):
+    for name in ("cxr_masks", "stable_signature"):
+        if not (data / name).is_dir():
+            pytest.skip(f"no {name} beside the real radiographs")
+    images, masks = real_decoder.read_outlined(data / "cxr_masks", 64)
+    assert images.shape == (18, 3, 64, 64) and masks.shape == (18, 64, 64)
+    # Opacities: a part of every radiograph, brighter than the dark half of it.
+    assert ((masks.mean(dim=(1, 2)) > 0.005) & (masks.mean(dim=(1, 2)) < 0.6)).all()
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+    values = real_decoder.run(
+        data, tmp_path, extractor="published", size=64, unseen=2, unremarkable=4,
+        budget={"steps": 2, "batch_size": 1},
+    )  # fmt: skip
+    assert values["images"] == {"trained": 16, "unseen": 2, "unremarkable": 4}
+    for name in ("trained", "unseen"):
+        assert 20 < values[name]["quality"]["psnr"] < 100
+        assert values[name]["quality"]["masked"] == values["images"][name]
+        assert 0 <= values[name]["attacks"][0]["bit_accuracy"] <= 1
+    again = real_decoder.run(
+        data, tmp_path, extractor="published", size=64, unseen=2, unremarkable=4,
+        budget={"steps": 2, "batch_size": 1},
+    )  # fmt: skip
+    assert again == values  # nothing is trained twice

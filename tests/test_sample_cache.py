@@ -1,15 +1,20 @@
 """Sampling in parts: what is there is not made again, and what cannot work is said first."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import medsign_lite.sample_cache as cache_module
-from medsign_lite.data import Record
+from medsign_lite.data import Record, write_manifest
 from medsign_lite.latent_cache import read_latent_cache
-from medsign_lite.latent_diffusion import LatentDecoder, sample
+from medsign_lite.latent_diffusion import LatentDecoder, decode, sample
 from medsign_lite.localisation import pathology_map
-from medsign_lite.sample_cache import choose_records, sample_with_maps
+from medsign_lite.sample_cache import choose_records, main, sample_with_maps
 from tests.tiny_pipeline import tiny_pipeline
 
 PROMPTS = ["no edema", "effusion", "edema effusion", "no"]
@@ -26,12 +31,14 @@ def pipeline():
 def test_cache_holds_what_pathology_map_makes(pipeline, tmp_path):
     folder = sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
     cache = read_latent_cache(folder, LatentDecoder(pipeline.vae))
-    assert cache.prompts == tuple(PROMPTS) and not (folder / "parts").exists()
-    # In parts of three and one, so the last is alone; half precision keeps three digits.
+    assert cache.prompts == tuple(PROMPTS) and not (folder / "shards").exists()
+    # In shards of three and one, so the last is alone; half precision keeps three digits.
     expected = pathology_map(pipeline, PROMPTS, WORDS, seeds=SEEDS, steps=2)
     torch.testing.assert_close(cache.latents.float(), expected.latents, rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(cache.maps.float(), expected.maps, rtol=2e-3, atol=2e-3)
     assert cache.maps[3].abs().sum() == 0  # no word, nothing to protect
+    image = decode(pipeline.vae, cache.latents.float()).clamp(0, 1)
+    assert (cache.originals - 255 * image).abs().max() < 0.51  # rounded, nothing else
 
 
 def test_killed_run_goes_on(pipeline, tmp_path, monkeypatch):
@@ -46,13 +53,122 @@ def test_killed_run_goes_on(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "pathology_map", killed)
     with pytest.raises(KeyboardInterrupt):
         sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
-    first = load_file(tmp_path / "parts" / "000000-3.safetensors")
+    first = load_file(tmp_path / "shards" / "000000-3.safetensors")
     sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
     assert calls == [[5, 6, 7], [8], [8]]  # the first three are not sampled again
     cache = read_latent_cache(tmp_path, LatentDecoder(pipeline.vae))
     assert torch.equal(cache.latents[:3], first["latents"])
     sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
     assert len(calls) == 3  # and a finished cache is left alone
+
+
+KILLED = """
+import os, signal, sys
+import medsign_lite.sample_cache as module
+from tests.test_sample_cache import OPTIONS, PROMPTS, WORDS
+from tests.tiny_pipeline import tiny_pipeline
+write = module.write_shard
+def write_and_die(path, tensors):
+    write(path, tensors)
+    os.kill(os.getpid(), signal.SIGKILL)
+module.write_shard = write_and_die
+module.sample_with_maps(tiny_pipeline(), PROMPTS, WORDS, sys.argv[1], **OPTIONS)
+"""
+
+
+@pytest.mark.slow
+def test_process_killed_between_shards_leaves_whole_ones(pipeline, root, tmp_path, monkeypatch):
+    process = subprocess.run([sys.executable, "-c", KILLED, tmp_path], cwd=root)
+    assert process.returncode == -9
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["000000-3.safetensors"]
+    sampled = []
+
+    def noting(*arguments, **options):
+        sampled.extend(options["seeds"])
+        return pathology_map(*arguments, **options)
+
+    monkeypatch.setattr(cache_module, "pathology_map", noting)
+    folder = sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
+    assert sampled == [8]
+    whole = sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path / "whole", **OPTIONS)
+    tensors, expected = (load_file(f / "cache.safetensors") for f in (folder, whole))
+    for name in ("latents", "maps", "originals"):
+        assert torch.equal(tensors[name], expected[name])
+
+
+def test_workers_share_the_shards_and_a_last_call_joins_them(pipeline, tmp_path, monkeypatch):
+    options = OPTIONS | {"batch": 1}
+    for worker, expected in ((1, ["000001-1", "000003-1"]), (0, [f"00000{i}-1" for i in range(4)])):
+        sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **options, worker=worker, workers=2)
+        assert sorted(path.stem for path in (tmp_path / "shards").iterdir()) == expected
+    assert not (tmp_path / "cache.safetensors").exists()
+    monkeypatch.setattr(cache_module, "pathology_map", lambda *a, **o: pytest.fail("sampled"))
+    sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **options)
+    cache = read_latent_cache(tmp_path, LatentDecoder(pipeline.vae))
+    assert cache.prompts == tuple(PROMPTS) and not (tmp_path / "shards").exists()
+    with pytest.raises(ValueError, match=r"expected a worker in \[0, 2\), got 2"):
+        sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **options, worker=2, workers=2)
+
+
+def test_another_decoder_is_another_cache_and_caches_without_originals_are_kept(
+    pipeline, tmp_path, monkeypatch
+):
+    folder = sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
+    other = tiny_pipeline()
+    other.vae.decoder.conv_out.bias.data += 0.1
+    with pytest.raises(ValueError, match="settings: decoder was"):
+        sample_with_maps(other, PROMPTS, WORDS, folder, **OPTIONS)
+    sample_with_maps(other, PROMPTS, WORDS, folder, **OPTIONS, replace=True)
+    read_latent_cache(folder, LatentDecoder(other.vae))
+    settings = json.loads((folder / "settings.json").read_text())
+    del settings["decoder"]
+    (folder / "settings.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(cache_module, "pathology_map", lambda *a, **o: pytest.fail("sampled"))
+    sample_with_maps(pipeline, PROMPTS, WORDS, folder, **OPTIONS)
+
+
+def test_half_precision_samples_and_says_so_in_its_settings(tmp_path):
+    pipeline = tiny_pipeline().to(torch.bfloat16)
+    folder = sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
+    assert json.loads((folder / "settings.json").read_text())["precision"] == "bfloat16"
+    # The originals are exact, whatever the samples were made in.
+    cache = read_latent_cache(folder, LatentDecoder(pipeline.vae.float()))
+    image = decode(pipeline.vae, cache.latents.float()).clamp(0, 1)
+    assert (cache.originals - 255 * image).abs().max() < 0.51
+
+
+def test_samples_that_overflow_are_refused(pipeline, tmp_path, monkeypatch):
+    def overflowing(*arguments, **options):
+        result = pathology_map(*arguments, **options)
+        result.latents[0] *= 1e9
+        return result
+
+    monkeypatch.setattr(cache_module, "pathology_map", overflowing)
+    with pytest.raises(RuntimeError, match="seeds 5 to 7 are not finite in torch.float32"):
+        sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_too_little_memory_or_disk_is_said_before_anything_is_sampled(
+    pipeline, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cache_module, "pathology_map", lambda *a, **o: pytest.fail("sampled"))
+    with monkeypatch.context() as patch:
+        patch.setattr("medsign_lite.memory_estimate.free_memory", lambda device: 1000)
+        with pytest.raises(MemoryError, match="sampling needs .* and cpu has 0.00 GiB free"):
+            sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("medsign_lite.shards.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="GiB on a disk with 0.00 GiB free"):
+        sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
+
+
+def test_long_prompts_are_refused_or_cut(pipeline, tmp_path):
+    prompts = ["edema " * 20, *PROMPTS[1:]]
+    with pytest.raises(ValueError, match="1 of 4 prompts are longer than the 16 tokens"):
+        sample_with_maps(pipeline, prompts, WORDS, tmp_path, **OPTIONS)
+    sample_with_maps(pipeline, prompts, WORDS, tmp_path, **OPTIONS, truncate=True)
+    assert read_latent_cache(tmp_path, LatentDecoder(pipeline.vae)).prompts[0] == prompts[0]
 
 
 def test_samples_of_other_settings_are_refused_or_replaced(pipeline, tmp_path):
@@ -100,3 +216,22 @@ def test_seed_makes_the_same_latents_as_sample(pipeline, tmp_path):
     latents = load_file(folder / "cache.safetensors")["latents"]
     expected = sample(pipeline, PROMPTS[:1], seeds=[5], steps=2)
     torch.testing.assert_close(latents.float(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_command_line_makes_a_cache_of_a_manifest(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    records = []
+    for name, report, word in (("a", "no edema", "edema"), ("b", "effusion", "effusion")):
+        Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")
+        named = {"findings": (word,), "words": (word,), "sides": ("",), "masks": (None,)}
+        records.append(Record(id=name, image=tmp_path / f"{name}.png", modality="chest",
+                              split="train", report=report, **named))  # fmt: skip
+    manifest = write_manifest(tmp_path / "manifest.csv", records)
+    main([
+        "--data", str(manifest), "--modality", "chest", "--count", "3", "--batch", "2",
+        "--pipeline", str(tmp_path / "pipeline"), "--out", str(tmp_path / "out"), "--steps", "1",
+        "--precision", "bfloat16", "--attention-slicing", "--device", "cpu", "--cas-side", "32",
+    ])  # fmt: skip
+    cache = read_latent_cache(tmp_path / "out", LatentDecoder(pipeline.vae))
+    assert cache.prompts == ("no edema", "effusion", "no edema")
+    assert json.loads((tmp_path / "out/settings.json").read_text())["precision"] == "bfloat16"

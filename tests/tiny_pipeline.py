@@ -1,7 +1,13 @@
 """A text-to-image pipeline small enough for tests: random weights, every part as in a real one."""
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -52,13 +58,23 @@ def tiny_unet(**changes) -> UNet2DConditionModel:
     return unet
 
 
-def tiny_pipeline(**changes) -> StableDiffusionPipeline:
-    """Latents 4 x 16 x 16, images 32 x 32, prompts of 16 tokens."""
-    tokenizer = tiny_tokenizer()
-    unet = tiny_unet(**changes)
+def tiny_autoencoder() -> AutoencoderTiny:
+    """Latents of a quarter of an image's side, as they are: their factor is one."""
+    torch.manual_seed(0)
+    widths = {"encoder_block_out_channels": (4, 4, 4), "decoder_block_out_channels": (4, 4, 4)}
+    blocks = {"num_encoder_blocks": (1, 1, 1), "num_decoder_blocks": (1, 1, 1)}
+    return AutoencoderTiny(**widths, **blocks, latent_channels=4).eval()
+
+
+def tiny_pipeline(
+    *, text_width: int = 16, tokenizer=None, vae=None, scheduler=None, **changes
+) -> StableDiffusionPipeline:
+    """Latents 4 x 16 x 16, images 32 x 32, prompts of 16 tokens; other parts where given."""
+    tokenizer = tokenizer or tiny_tokenizer()
+    unet = tiny_unet(**{"cross_attention_dim": text_width} | changes)
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=16,
+        hidden_size=text_width,
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -68,20 +84,20 @@ def tiny_pipeline(**changes) -> StableDiffusionPipeline:
         pad_token_id=tokenizer.pad_token_id,
     )
     text_encoder = CLIPTextModel(text).eval()
-    vae = AutoencoderKL(
+    vae = vae or AutoencoderKL(
         block_out_channels=(4, 4),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=4,
         norm_num_groups=4,
         sample_size=32,
-    ).eval()
+    )
     pipeline = StableDiffusionPipeline(
-        vae=vae,
+        vae=vae.eval(),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        scheduler=scheduler or DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

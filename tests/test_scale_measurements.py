@@ -1,0 +1,41 @@
+"""The measurements of large data sets and several processes, small."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from medsign_lite import scale_measurements
+from medsign_lite.scale_measurements import manifest, processes
+from medsign_lite.training_state import save_training_state
+
+
+def test_manifest_reads_every_row_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.setattr(scale_measurements, "ROWS", 500)
+    values = manifest(sample=None)
+    assert values["rows"]["value"] == 500
+    # An interpreter with torch in it, and no more than the whole machine.
+    assert 50 < values["peak"]["value"] < 100_000
+    assert 0 <= values["growth"]["value"] < values["peak"]["value"]
+
+
+def test_processes_compares_what_one_and_two_have_trained(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        out = Path(command[command.index("--out") + 1])
+        weights = torch.tensor([1.0, 2.0 if "--nproc_per_node=2" in command else 2.5])
+        out.mkdir()
+        save_training_state(out / "training.pt", {"decoder": {"weight": weights}})
+
+    monkeypatch.setattr("subprocess.run", run)
+    sample = SimpleNamespace(
+        generated=lambda modality: None, folder=tmp_path, weights=tmp_path / "weights"
+    )
+    values = processes(sample)
+    assert values["difference"]["value"] == pytest.approx(0.5)
+    assert values["largest"]["value"] == pytest.approx(2.5)
+    assert ["torch.distributed.run" in command for command in commands] == [False, True]
+    assert all(str(tmp_path / "samples_chest") in command for command in commands)
