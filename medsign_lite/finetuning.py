@@ -14,7 +14,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -70,6 +70,7 @@ def finetune_step(
     quality: float = 1.0,
     attack_strength: float = 0.0,
     attacks: int = 4,
+    attack_names: Sequence[str] = tuple(PAPER_ATTACKS),
     temperature: float = 1.0,
     precision: str = "auto",
     generator: torch.Generator,
@@ -86,6 +87,8 @@ def finetune_step(
         quality: factor of the three losses that are not the message's.
         attack_strength: 0 reads the image as it is; above, each of `attacks` parts of the batch
             meets one random attack.
+        attack_names: what to draw from (see `random_attack`); one named twice is drawn twice as
+            often.
         processes: that the batch is shared by; this one gets its rows of it and of the results.
 
     Returns:
@@ -94,8 +97,8 @@ def finetune_step(
     with mixed_precision(latents.device, precision):
         image = decoder(latents).float()
         logits = read_under_attack(
-            extractor, image, strength=attack_strength, parts=attacks, generator=generator,
-            processes=processes,
+            extractor, image, strength=attack_strength, parts=attacks, names=attack_names,
+            generator=generator, processes=processes,
         )  # fmt: skip
     losses = {
         "image": perceptual(image, original),
@@ -171,6 +174,7 @@ def fit(
     quality_growth: float = 0.02,
     read_well: float = 0.95,
     attack_strength: float = 1.0,
+    attack_names: Sequence[str] = tuple(PAPER_ATTACKS),
     temperature: float = 1.0,
     average: float = 0.998,
     held_out: int = 64,
@@ -192,6 +196,7 @@ def fit(
             bit accuracy is at least `read_well`, and divides it by as much (down to the first)
             while it is not.
         attack_strength: of the random attacks, reached after a tenth of the budget.
+        attack_names: of the random attacks; one named twice is drawn twice as often.
         average: decay of the running average of the weights, which is what is returned and saved.
         details: recorded with the decoder, for example the pipeline's name.
 
@@ -225,7 +230,8 @@ def fit(
         message=message_to_string(message.cpu()), weights=asdict(weights), seed=seed,
         perceptual=perceptual.name, batch_size=batch_size, learning_rate=learning_rate,
         first_quality=first_quality, last_quality=last_quality, quality_growth=quality_growth,
-        attack_strength=attack_strength, temperature=temperature, read_well=read_well,
+        attack_strength=attack_strength, attack_names=list(attack_names),
+        temperature=temperature, read_well=read_well,
         average=average, entries=len(cache), held_out=held_out,
     )  # fmt: skip
     if saved := load_training_state(out / "training.pt", settings=settings):
@@ -255,8 +261,8 @@ def fit(
         values = finetune_step(
             decoder, original, latents, maps, message, extractor, weights, optimiser=optimiser,
             perceptual=perceptual, quality=quality, temperature=temperature, precision=precision,
-            attack_strength=attack_strength * min(1.0, 10 * progress), generator=generator,
-            processes=processes,
+            attack_strength=attack_strength * min(1.0, 10 * progress), attack_names=attack_names,
+            generator=generator, processes=processes,
         )  # fmt: skip
         values = processes.mean(values)
         accuracy += 0.1 * (values["bit_accuracy"] - accuracy)
@@ -309,6 +315,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--read-well", type=float, default=0.95, help="accuracy to keep")
     parser.add_argument("--first-quality", type=float, default=0.3, help=(
         "factor of the image losses that it starts from and never goes below"))  # fmt: skip
+    parser.add_argument("--attacks", nargs="+", default=list(PAPER_ATTACKS), metavar="NAME", help=(
+        "drawn from while training; one named twice is drawn twice as often"))  # fmt: skip
     parser.add_argument("--preservation", type=float, help="another weight of that loss")
     parser.add_argument("--perceptual-weights", help="published Watson-VGG .pth; else a stand-in")
     parser.add_argument("--limit", type=int, help="entries of the cache to use at most")
@@ -333,7 +341,7 @@ def main(arguments: list[str] | None = None) -> None:
         perceptual=perceptual_loss(options.perceptual_weights).to(options.device),
         minutes=options.minutes, steps=options.steps, batch_size=options.batch_size,
         learning_rate=options.learning_rate, read_well=options.read_well,
-        first_quality=options.first_quality, seed=options.seed,
+        first_quality=options.first_quality, attack_names=options.attacks, seed=options.seed,
         precision=options.precision, details=details,
     )  # fmt: skip
 

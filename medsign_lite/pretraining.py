@@ -10,6 +10,7 @@ import argparse
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -62,13 +63,14 @@ def read_under_attack(
     *,
     strength: float,
     parts: int = 4,
+    names: Sequence[str] = tuple(PAPER_ATTACKS),
     generator: torch.Generator,
     processes: Processes | None = None,
 ) -> Tensor:
     """Logits (B, K), float32, of images (B, 3, H, W) around [0, 1] after random attacks.
 
-    The batch is cut into `parts`, each of which meets one attack; a strength of 0 is none. With
-    `processes`, the images are this one's share of the batch, and so are the parts.
+    The batch is cut into `parts`, each of which meets one attack, drawn from `names`; a strength of
+    0 is none. With `processes`, the images are this one's share of the batch, and so are the parts.
     """
     if strength == 0:
         return extractor(image).float()
@@ -79,6 +81,7 @@ def read_under_attack(
     attacked = (
         random_attack(
             part,
+            names=tuple(names),
             generator=torch.Generator().manual_seed(seed),
             strength=strength,
             minimum=extractor.minimum_side,

@@ -9,11 +9,14 @@ them all between .5 and .73, and every change of a probability with them.
 import importlib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from medsign_lite.images import check_image, resize
+from medsign_lite.judge_networks import FindingClassifier, load_classifier
+from medsign_lite.latent_diffusion import BUNDLED
 
 RANGE = 1024.0  # its images reach from minus this to this
 
@@ -87,3 +90,15 @@ def load_xrayvision(
     network = models.DenseNet if found[1] == "densenet121" else models.ResNet
     classifier = XRayVisionClassifier(network(weights=weights), size=int(found[2]))
     return classifier.to(device).eval().requires_grad_(False)
+
+
+def open_classifier(
+    name: str | Path = "", *, device: str | torch.device = "cpu"
+) -> FindingClassifier | XRayVisionClassifier:
+    """The classifier that a user names: "" is the bundled one, a folder one of ours, and anything
+    else a name of TorchXRayVision's (see `load_xrayvision`)."""
+    if not str(name):
+        return load_classifier(BUNDLED.parent / "classifier", device=device)
+    if Path(name).is_dir():
+        return load_classifier(name, device=device)
+    return load_xrayvision(str(name), device=device)

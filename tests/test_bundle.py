@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from medsign_lite import bundle
+from medsign_lite.keys import Registry
 
 ORDER = [
     *("autoencoder", "denoiser", "classifier", "segmenter", "extractor"),
-    *("cache_chest", "cache_fundus", "decoder_chest", "decoder_fundus"),
+    *("cache_chest", "cache_fundus", "decoder_chest", "decoder_fundus", "keys"),
 ]
 MODULES = (
     *("autoencoder_training", "denoiser_training", "judges"),
@@ -44,6 +45,12 @@ def commands(monkeypatch, tmp_path):
             (out / name).write_text(out.name)
         (out / "log.jsonl").write_text(json.dumps({"loss": 1.0}) + "\n" + json.dumps({"psnr": 34}))
 
+    def registry(folder, *, note):
+        assert (folder / "decoder_fundus").is_dir() and (folder / "decoder_chest").is_dir()
+        given["keys"] = note
+        return Registry(bits=48)
+
+    monkeypatch.setattr(bundle, "registry_of_decoders", registry)
     for module in MODULES:
         monkeypatch.setattr(getattr(bundle, module), "main", note)
     options = ["--data", "phantoms", "--work", str(tmp_path / "work")]
@@ -56,7 +63,7 @@ def test_every_stage_runs_once_in_order(commands, tmp_path, capsys):
     assert list(given) == ORDER
     shipped = {path.name for path in (tmp_path / "weights").iterdir()}
     expected = {"pipeline", "extractor", "decoder_chest", "decoder_fundus"}
-    assert shipped == expected | {"classifier", "segmenter"}
+    assert shipped == expected | {"classifier", "segmenter", "keys.json"}
     given.clear()
     capsys.readouterr()
     bundle.main(options)

@@ -21,10 +21,10 @@ LAYERS = {
         averaging processor processes training_state""",
     1: """data image_stack attacks distortions metrics rows losses extractor spectral whitening
         latent_diffusion latent_cache bundled_networks perceptual
-        published_extractor xrayvision attention attention_layers
+        published_extractor attention attention_layers
         dct_dwt dicom image_files provenance generators memory_estimate shards""",
     2: """localisation localisation_scores selection detection pretraining curriculum
-        finetuning evaluation judges judge_data judge_networks judge_scores
+        finetuning evaluation judges judge_data judge_networks judge_scores xrayvision
         autoencoder_training denoiser_training report_tokenizer
         sample_cache held_out decoder_scores encoded_images diffusion_finetuning
         keys key_detection detection_table""",

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from medsign_lite.data import CHEST_FINDINGS
-from medsign_lite.xrayvision import XRayVisionClassifier, load_xrayvision
+from medsign_lite.latent_diffusion import BUNDLED
+from medsign_lite.xrayvision import XRayVisionClassifier, load_xrayvision, open_classifier
 
 # The order of densenet121-res224-all.
 PATHOLOGIES = [
@@ -66,6 +67,14 @@ def test_load_takes_network_and_size_from_the_name(monkeypatch, weights, size):
     classifier = load_xrayvision(weights)
     assert (classifier.size, classifier.network.weights) == (size, weights)
     assert not classifier.training and not classifier.network.scale.requires_grad
+
+
+def test_open_classifier_takes_the_bundled_one_a_folder_or_a_name(monkeypatch):
+    bundled = open_classifier()
+    folder = BUNDLED.parent / "classifier"
+    assert bundled.config == open_classifier(folder).config
+    monkeypatch.setattr("medsign_lite.xrayvision.load_xrayvision", lambda name, device: name)
+    assert open_classifier("densenet121-res224-chex") == "densenet121-res224-chex"
 
 
 def test_load_says_what_to_install(monkeypatch):
