@@ -24,7 +24,8 @@ LAYERS = {
         published_extractor attention attention_layers
         dct_dwt dicom image_files provenance generators memory_estimate shards""",
     2: """localisation localisation_scores selection detection pretraining curriculum
-        finetuning evaluation judges judge_data judge_networks judge_scores xrayvision
+        finetuning finetuning_step evaluation judges judge_data judge_networks judge_scores
+        xrayvision
         autoencoder_training denoiser_training report_tokenizer
         sample_cache held_out decoder_scores encoded_images diffusion_finetuning
         keys key_detection detection_table""",
