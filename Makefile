@@ -43,7 +43,9 @@ $(STAMP): pyproject.toml constraints.txt
 tutorial: $(STAMP)
 	$(PY) -m medsign_lite.tutorial --profile $(PROFILE) --run-folder $(RUN_FOLDER) $(CHOSEN)
 
-test: unit smoke nbval
+# Two at a time with one thread each: networks this small gain little from a second one.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 --output-sync=line nbval unit smoke
 
 unit: $(STAMP)
 	$(PY) -m pytest
