@@ -4,11 +4,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from medsign_lite import scale_measurements
+from medsign_lite.latent_diffusion import copy_decoder
 from medsign_lite.scale_measurements import manifest, processes
 from medsign_lite.training_state import save_training_state
+from tests.test_finetuning import tiny_vae
 
 
 def test_manifest_reads_every_row_in_a_process_of_its_own(monkeypatch):
@@ -26,16 +27,20 @@ def test_processes_compares_what_one_and_two_have_trained(tmp_path, monkeypatch)
     def run(command, **_):
         commands.append(command)
         out = Path(command[command.index("--out") + 1])
-        weights = torch.tensor([1.0, 2.0 if "--nproc_per_node=2" in command else 2.5])
+        # One process moves every weight by 2, two move them by 2.5.
+        step = 2.5 if "--nproc_per_node=2" in command else 2.0
+        state = {name: weight + step for name, weight in copy_decoder(vae).state_dict().items()}
         out.mkdir()
-        save_training_state(out / "training.pt", {"decoder": {"weight": weights}})
+        save_training_state(out / "training.pt", {"decoder": state})
 
     monkeypatch.setattr("subprocess.run", run)
+    vae = tiny_vae()
     sample = SimpleNamespace(
-        generated=lambda modality: None, folder=tmp_path, weights=tmp_path / "weights"
-    )
+        generated=lambda modality: None, folder=tmp_path, weights=tmp_path / "weights",
+        pipeline=SimpleNamespace(vae=vae),
+    )  # fmt: skip
     values = processes(sample)
-    assert values["difference"]["value"] == pytest.approx(0.5)
-    assert values["largest"]["value"] == pytest.approx(2.5)
+    assert values["difference"]["value"] == pytest.approx(0.25)
+    assert values["moved"]["value"] == pytest.approx(2.0)
     assert ["torch.distributed.run" in command for command in commands] == [False, True]
     assert all(str(tmp_path / "samples_chest") in command for command in commands)
