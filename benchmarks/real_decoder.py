@@ -21,13 +21,14 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
+from benchmarks.real_radiographs import cached_radiographs
 from medsign_lite.data import load_mask
 from medsign_lite.evaluation import evaluate_attacks, quality_row
 from medsign_lite.extractor import load_extractor
 from medsign_lite.finetuning import fit
-from medsign_lite.images import load_image, quantise, resize, to_bytes
+from medsign_lite.images import load_image, quantise, resize
 from medsign_lite.latent_cache import LatentCache
-from medsign_lite.latent_diffusion import BUNDLED, copy_decoder, decode, encode, freeze
+from medsign_lite.latent_diffusion import BUNDLED, copy_decoder, decode, freeze
 from medsign_lite.losses import LossWeights
 from medsign_lite.messages import random_message
 from medsign_lite.perceptual import perceptual_loss
@@ -61,16 +62,6 @@ def read_unremarkable(folder: Path, size: int, limit: int) -> Tensor:
                       for row in rows[:limit]])  # fmt: skip
 
 
-def encoded(vae: AutoencoderTiny, images: Tensor, maps: Tensor) -> LatentCache:
-    """What fine-tuning reads, of images (N, 3, H, W) in [0, 1] and maps (N, H, W)."""
-    latents = torch.cat([encode(vae, part) for part in images.split(8)])
-    originals = torch.cat([to_bytes(decode(vae, part)).permute(0, 3, 1, 2)
-                           for part in latents.split(8)])  # fmt: skip
-    return LatentCache(
-        latents=latents.half(), maps=maps.half(), originals=originals, prompts=("",) * len(images)
-    )
-
-
 def joined(*caches: LatentCache) -> LatentCache:
     parts = {name: torch.cat([getattr(c, name) for c in caches])
              for name in ("latents", "maps", "originals")}  # fmt: skip
@@ -102,11 +93,11 @@ def run(
         reader = load_extractor(BUNDLED.parent / "extractor")
     vae = freeze(AutoencoderTiny.from_pretrained(data / "taesd"))
     images, masks = read_outlined(data / "cxr_masks", size)
-    outlined = encoded(vae, images, masks)
+    outlined = cached_radiographs(vae, images, masks)
     trained, held_out = outlined.split(len(outlined) - unseen)
     plain = read_unremarkable(data / "cxr", size, unremarkable)
-    plain = encoded(vae, plain, torch.zeros(len(plain), size, size))
-    mirrored = encoded(vae, images[:-unseen].flip(3), masks[:-unseen].flip(2))
+    plain = cached_radiographs(vae, plain)
+    mirrored = cached_radiographs(vae, images[:-unseen].flip(3), masks[:-unseen].flip(2))
     message = random_message(48, generator=torch.Generator().manual_seed(seed + 1))
     # Those with an outline are drawn as often as those without.
     repeats = max(1, len(plain) // (2 * len(trained)))

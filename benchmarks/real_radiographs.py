@@ -21,8 +21,8 @@ from medsign_lite.extractor import load_extractor
 from medsign_lite.finetuning import fit as fit_decoder
 from medsign_lite.image_stack import read_image_stack
 from medsign_lite.images import quantise
-from medsign_lite.latent_cache import LatentCache
-from medsign_lite.latent_diffusion import copy_decoder, decode, encode, freeze
+from medsign_lite.latent_cache import LatentCache, decode_bytes
+from medsign_lite.latent_diffusion import LatentDecoder, copy_decoder, decode, encode, freeze
 from medsign_lite.losses import chest_weights
 from medsign_lite.messages import random_message
 from medsign_lite.perceptual import perceptual_loss
@@ -30,15 +30,20 @@ from medsign_lite.pretraining import fit as fit_extractor
 from medsign_lite.results import record_result
 
 
-def cached_radiographs(vae: AutoencoderTiny, images: torch.Tensor, size: int) -> LatentCache:
-    """Encode (N, 3, H, W) uint8 images; without reports there is no map, so nothing is spared."""
-    latents = encode(vae, images.float() / 255)
-    originals = (quantise(decode(vae, latents)) * 255).round().to(torch.uint8)
+def cached_radiographs(
+    vae: AutoencoderTiny, images: torch.Tensor, maps: torch.Tensor | None = None
+) -> LatentCache:
+    """What fine-tuning reads, of (N, 3, H, W) in [0, 1] and maps (N, H, W).
+
+    Without maps, as where there is no report to make them from, nothing is spared.
+    """
+    latents = torch.cat([encode(vae, part) for part in images.split(8)])
+    original = LatentDecoder(vae)
+    originals = torch.cat([decode_bytes(original, part) for part in latents.split(8)])
+    if maps is None:
+        maps = torch.zeros(len(images), *images.shape[-2:])
     return LatentCache(
-        latents=latents.half(),
-        maps=torch.zeros(len(images), size, size, dtype=torch.float16),
-        originals=originals,
-        prompts=("",) * len(images),
+        latents=latents.half(), maps=maps.half(), originals=originals, prompts=("",) * len(images)
     )
 
 
@@ -82,7 +87,7 @@ def run(
         extractor.config.bits, generator=torch.Generator().manual_seed(seed + 1)
     )
     decoder = fit_decoder(
-        copy_decoder(vae), cached_radiographs(vae, train, size), message, extractor,
+        copy_decoder(vae), cached_radiographs(vae, train.float() / 255), message, extractor,
         chest_weights(), work / "decoder", perceptual=perceptual_loss(), seed=seed,
         held_out=min(16, len(train) // 4), **decoder_budget,
     )  # fmt: skip

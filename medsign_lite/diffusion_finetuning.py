@@ -77,7 +77,7 @@ def diffusion_target(
     raise ValueError(f"expected prediction_type epsilon, v_prediction or sample, got {kind!r}")
 
 
-def finetune_step(
+def diffusion_step(
     model: nn.ModuleDict,
     latents: Tensor,
     tokens: Tensor,
@@ -235,7 +235,7 @@ def fit_diffusion(
             group["lr"] = learning_rate * learning_rate_factor(progress)
         rows = torch.randint(len(latents), (batch,), generator=generator)
         dropped = torch.rand(batch, generator=generator) < unconditional
-        loss = finetune_step(
+        loss = diffusion_step(
             model,
             latents[rows].to(device, torch.float32),
             tokens[rows.masked_fill(dropped, len(reports))].to(device),

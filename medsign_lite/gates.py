@@ -23,6 +23,7 @@ from medsign_lite.results import ROOT, read_result, record_result
 from medsign_lite.scale_measurements import manifest, processes
 
 RESULTS = ROOT / "results"
+REAL_DATA = ROOT.parent / "shared" / "data"
 MEASUREMENTS = OF_WEIGHTS | {"manifest": manifest, "processes": processes}
 ATTACKS = ("brightness", "crop", "jpeg", "rotation", "resize")
 AGREEMENT = 4.0  # standard errors of the difference between a recorded and a fresh figure
@@ -93,7 +94,7 @@ GATES = [
     Gate(name="100,000 rows of a manifest, MiB", measurement="manifest", figure="peak",
          required=1024, direction="at most"),
     Gate(name="two processes, share off", measurement="processes", figure="difference",
-         required=0.01, direction="at most"),
+         required=1e-3, direction="at most"),
 ]  # fmt: skip
 # Read from what `benchmarks.real_decoder` recorded: to measure them takes real images, and hours.
 RECORDED_GATES = [
@@ -163,19 +164,22 @@ def judge(gates: Sequence[Gate], figures: Mapping[str, Mapping]) -> bool:
     return all(gate.passes(measured) for gate, measured in pairs)
 
 
-def read_recorded(gates: Sequence[Gate], folder: Path) -> dict[str, dict]:
-    """Figures of measurements that are only recorded; none of one that is not."""
-    figures: dict[str, dict] = {}
+def judge_recorded(gates: Sequence[Gate], folder: Path, *, data: Path = REAL_DATA) -> bool:
+    """As `judge`, of what is only recorded. Where neither the record nor the data to make it with
+    are there, the gates are skipped, and it says so."""
+    passed = True
     for name in dict.fromkeys(gate.measurement for gate in gates):
-        path = folder / f"{name}.json"
+        own, path = [gate for gate in gates if gate.measurement == name], folder / f"{name}.json"
         if path.is_file():
             trained = read_result(path)["values"]["trained"]
             row = trained["quality"] | trained["attacks"][0]
-            figures[name] = {gate.figure: figure(row, gate.figure)
-                             for gate in gates if gate.measurement == name}  # fmt: skip
+            passed &= judge(own, {name: {gate.figure: figure(row, gate.figure) for gate in own}})
+        elif data.is_dir():
+            print(f"{name}: not recorded yet; python -m benchmarks.real_decoder records it")
+            passed = False
         else:
-            figures[name] = {}
-    return figures
+            print(f"{name}: skipped, not recorded and no real images at ../shared/data")
+    return passed
 
 
 def compare(
@@ -232,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = measure(sample, options.only, keep=keep)
     passed = judge(gates, figures)
     if options.only == list(MEASUREMENTS):
-        passed &= judge(RECORDED_GATES, read_recorded(RECORDED_GATES, options.results))
+        passed &= judge_recorded(RECORDED_GATES, options.results)
     if options.record:
         for name, values in figures.items():
             record_result(options.results / f"{name}.json", values, sample.config())

@@ -12,8 +12,8 @@ from torch import nn
 import medsign_lite.diffusion_finetuning as module
 from medsign_lite.data import Record, write_manifest
 from medsign_lite.diffusion_finetuning import (
+    diffusion_step,
     diffusion_target,
-    finetune_step,
     fit_diffusion,
     main,
     training_scheduler,
@@ -57,7 +57,7 @@ def loss_of(pipeline, latents):
     """On sixteen drawings of noise and timestep, always the same."""
     model = nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})
     tokens = pipeline.tokenizer(REPORTS[:1] * 16, padding="max_length", return_tensors="pt")
-    return finetune_step(
+    return diffusion_step(
         copy.deepcopy(model).requires_grad_(True),
         latents.expand(16, -1, -1, -1),
         tokens.input_ids,
@@ -112,7 +112,7 @@ def stepped(accumulate, **options):
     parts = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
     model = nn.ModuleDict(parts).requires_grad_(True)
     tokens = pipeline.tokenizer(REPORTS, padding="max_length", return_tensors="pt").input_ids
-    loss = finetune_step(
+    loss = diffusion_step(
         model,
         latents_of(),
         tokens,
@@ -173,7 +173,7 @@ def test_loss_of_a_network_that_says_nothing_is_the_targets_square():
     for weight in pipeline.unet.conv_out.parameters():
         weight.data.zero_()
     model = nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})
-    loss = finetune_step(
+    loss = diffusion_step(
         model.requires_grad_(True),
         latents_of(),
         torch.zeros(8, 16, dtype=torch.long),
@@ -236,7 +236,7 @@ def test_half_precision_is_half_the_file(tmp_path):
 
 def test_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
     whole = fit_diffusion(pipeline_of(), latents_of(), REPORTS, tmp_path / "whole", **OPTIONS)
-    step, calls = finetune_step, []
+    step, calls = diffusion_step, []
 
     def killed(*arguments, **options):
         calls.append(1)
@@ -245,7 +245,7 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
         return step(*arguments, **options)
 
     monkeypatch.setattr(module, "SAVE_SECONDS", 0)
-    monkeypatch.setattr(module, "finetune_step", killed)
+    monkeypatch.setattr(module, "diffusion_step", killed)
     with pytest.raises(KeyboardInterrupt):
         fit_diffusion(pipeline_of(), latents_of(), REPORTS, tmp_path / "killed", **OPTIONS)
     resumed = fit_diffusion(pipeline_of(), latents_of(), REPORTS, tmp_path / "killed", **OPTIONS)
@@ -277,7 +277,7 @@ def test_reports_are_dropped_for_guidance(tmp_path, monkeypatch, share, dropped)
         seen.append(tokens)
         return 0.0
 
-    monkeypatch.setattr(module, "finetune_step", noting)
+    monkeypatch.setattr(module, "diffusion_step", noting)
     fit_diffusion(pipeline_of(), latents_of(), REPORTS, tmp_path, unconditional=share, **OPTIONS)
     tokens = torch.cat(seen)
     empty = int((tokens[:, 1] == tokens[:, 2]).sum())  # nothing but padding after the start

@@ -20,10 +20,10 @@ from medsign_lite.gates import (
     agrees,
     compare,
     judge,
+    judge_recorded,
     line,
     main,
     measure,
-    read_recorded,
 )
 from medsign_lite.results import read_result, record_result
 
@@ -134,16 +134,23 @@ def test_compare_names_what_is_missing_other_or_different(tmp_path, capsys):
     assert "recorded 0.950 [0.940, 0.960], now 0.500" in capsys.readouterr().out
 
 
-def test_read_recorded_takes_the_trained_images_and_no_attack(tmp_path):
+def test_judge_recorded_takes_the_trained_images_and_no_attack(tmp_path, capsys):
     row = {"bit_accuracy": 0.995, "bit_accuracy_low": 0.99, "bit_accuracy_high": 1.0}
     other = {"attack": "jpeg", "bit_accuracy": 0.7}
     quality = {"psnr": 38.5, "psnr_gap": 4.5}
-    values = {"trained": {"attacks": [row, other], "quality": quality}}
-    record_result(tmp_path / "real_decoder_own.json", values, {})
-    figures = read_recorded(RECORDED_GATES, tmp_path)
-    assert figures["real_decoder_own"]["bit_accuracy"] == interval(0.995, 0.99, 1.0)
-    assert figures["real_decoder_own"]["psnr_gap"]["value"] == 4.5
-    assert figures["real_decoder_published"] == {}
+    own = [gate for gate in RECORDED_GATES if gate.measurement == "real_decoder_own"]
+    for scores, passes in ((quality, True), (quality | {"psnr_gap": 3.9}, False)):
+        values = {"trained": {"attacks": [row, other], "quality": scores}}
+        record_result(tmp_path / "real_decoder_own.json", values, {})
+        assert judge_recorded(own, tmp_path) is passes
+    assert "0.995 [0.990, 1.000]" in capsys.readouterr().out
+
+
+def test_judge_recorded_skips_what_cannot_be_recorded_and_asks_for_what_can(tmp_path, capsys):
+    assert judge_recorded(RECORDED_GATES, tmp_path, data=tmp_path / "absent")
+    assert capsys.readouterr().out.count("skipped, not recorded and no real images") == 2
+    assert not judge_recorded(RECORDED_GATES, tmp_path, data=tmp_path)
+    assert "python -m benchmarks.real_decoder records it" in capsys.readouterr().out
 
 
 @pytest.fixture
