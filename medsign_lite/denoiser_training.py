@@ -13,7 +13,6 @@ are several tokens, as they are for CLIP, and CAS has something to choose from.
 """
 
 import argparse
-import contextlib
 import copy
 import math
 import time
@@ -31,7 +30,6 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from medsign_lite.averaging import update_average
@@ -42,19 +40,18 @@ from medsign_lite.bundled_networks import (
     build_unet,
     save_pipeline,
 )
-from medsign_lite.data import SIDES, Record, load_mask, read_manifest
+from medsign_lite.data import SIDES, Record, read_manifest
 from medsign_lite.files import whole_file
 from medsign_lite.image_stack import read_image_stack
 from medsign_lite.latent_diffusion import load_pipeline
-from medsign_lite.localisation import word_tokens
 from medsign_lite.precision import mixed_precision
 from medsign_lite.processes import Processes, descend
 from medsign_lite.processor import tune_processor
+from medsign_lite.report_supervision import IGNORED, read_emphasised, read_sides, side_loss
 from medsign_lite.report_tokenizer import learn_tokenizer
 from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
 
 SAVE_SECONDS = 180  # between saved states
-IGNORED = -100  # a token that belongs to no finding
 SMALLEST = 0.08  # share of an image below which a finding does not weigh more per place
 
 
@@ -91,24 +88,6 @@ def denoising_loss(
     return (error if weights is None else error * weights[:, None]).mean()
 
 
-def read_emphasised(records: Sequence[Record], size: tuple[int, int]) -> Tensor:
-    """Which latents (N, h, w) see a record's findings, or would if they were on the other side.
-
-    The side that the report does not name counts as much: were the findings alone to weigh more,
-    drawing one where none belongs would be the cheaper mistake, and a network in doubt about the
-    side would draw both. Nothing is emphasised where a record has no mask.
-    """
-    axis = {"chest": -1, "fundus": -2}  # right and left; superior and inferior
-    emphasised = torch.zeros(len(records), *size, dtype=torch.bool)
-    for row, record in zip(emphasised, records, strict=True):
-        for path in record.masks:
-            if path is not None:
-                # The maximum, because a microaneurysm is a small part of a latent.
-                found = F.adaptive_max_pool2d(load_mask(path)[None], size)[0] > 0.5
-                row |= found | found.flip(axis[record.modality])
-    return emphasised
-
-
 @torch.no_grad()
 def encode_images(vae: AutoencoderKL, images: Tensor, *, batch: int = 64) -> Tensor:
     """Scaled latents (N, 4, h, w) of (N, 3, H, W) uint8 images, on the CPU."""
@@ -119,31 +98,6 @@ def encode_images(vae: AutoencoderKL, images: Tensor, *, batch: int = 64) -> Ten
             posterior = vae.encode(part.to(device).float() / 127.5 - 1).latent_dist
         latents.append(posterior.mean.float().cpu() * vae.config.scaling_factor)
     return torch.cat(latents)
-
-
-def read_sides(records: Sequence[Record], tokenizer: CLIPTokenizer) -> Tensor:
-    """What each token (N, T) is to know: the number in SIDES of the finding whose word it belongs
-    to, and IGNORED where it belongs to none."""
-    sides = torch.full((len(records), tokenizer.model_max_length), IGNORED)
-    for row, record in zip(sides, records, strict=True):
-        for word, side in zip(record.words, record.sides, strict=True):
-            with contextlib.suppress(ValueError):  # a word that is cut off has nothing to learn
-                row[word_tokens(tokenizer, record.report, word)] = SIDES.index(side)
-    return sides
-
-
-def side_loss(hidden: Tensor, head: nn.Linear, sides: Tensor) -> Tensor:
-    """Cross-entropy, in nats, of the side that a linear layer reads from a finding's tokens.
-
-    Args:
-        hidden: (B, T, C) of the text encoder.
-        head: C to len(SIDES).
-        sides: (B, T) as `read_sides` returns.
-    """
-    known = sides != IGNORED
-    if not known.any():
-        return hidden.sum() * 0
-    return F.cross_entropy(head(hidden[known]), sides[known])
 
 
 def fit_denoiser(

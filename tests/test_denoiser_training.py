@@ -5,23 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 import medsign_lite.denoiser_training as training
 from medsign_lite.bundled_networks import build_scheduler
-from medsign_lite.data import SIDES, Record
+from medsign_lite.data import Record
 from medsign_lite.denoiser_training import (
     denoising_loss,
     encode_images,
     fit_denoiser,
-    read_emphasised,
-    read_sides,
-    side_loss,
 )
 from medsign_lite.latent_diffusion import encode, load_pipeline
-from medsign_lite.localisation import word_tokens
-from medsign_lite.report_tokenizer import learn_tokenizer
 from tests.tiny_pipeline import tiny_pipeline
 
 REPORTS = [
@@ -94,29 +88,6 @@ def test_loss_weighs_each_place():
     assert loss.item() == pytest.approx(0.25 * 5 / (2 * 64), abs=1e-6)
 
 
-def test_emphasised_are_the_latents_of_a_finding_and_of_its_other_side(tmp_path):
-    small, large = torch.zeros(2, 32, 32, dtype=torch.uint8)
-    small[5, 9] = 255  # a microaneurysm
-    large[20:, 30:] = 255
-    for name, mask in (("small", small), ("large", large)):
-        Image.fromarray(mask.numpy()).save(tmp_path / f"{name}.png")
-
-    def record(modality, *masks):
-        paths = tuple(mask and tmp_path / f"{mask}.png" for mask in masks)
-        empty = ("",) * len(masks)
-        return Record(
-            id="one", image=tmp_path / "one.png", modality=modality, split="train", report="One.",
-            findings=("a", "b", "c")[: len(masks)], words=empty, sides=empty, masks=paths,
-        )  # fmt: skip
-
-    records = [record("fundus", "small", None, "large"), record("chest"), record("chest", "small")]
-    expected = torch.zeros(3, 8, 8, dtype=torch.bool)
-    expected[0, [1, 6], 2] = True
-    expected[0, 5:, 7] = expected[0, :3, 7] = True
-    expected[2, 1, [2, 5]] = True
-    assert torch.equal(read_emphasised(records, (8, 8)), expected)
-
-
 def test_emphasis_falls_on_images_with_words(small, tmp_path, monkeypatch):
     vae, latents, loss, seen = tiny_pipeline().vae, torch.randn(8, 4, 8, 8), denoising_loss, []
     small_one, large_one = torch.zeros(2, 8, 8, dtype=torch.bool)
@@ -144,33 +115,6 @@ def test_emphasis_falls_on_images_with_words(small, tmp_path, monkeypatch):
     assert weights[~empty][large].sum(dim=(1, 2)) == pytest.approx(64 + 3 * 64)
     assert weights[~empty][~large][:, 1, 2] == pytest.approx(1 + 3 / training.SMALLEST)
     assert weights[~empty][~large].sum(dim=(1, 2)) == pytest.approx(64 + 3 / training.SMALLEST)
-
-
-def test_every_token_of_a_word_is_to_know_its_side_and_no_other():
-    tokenizer = learn_tokenizer(REPORTS)
-    sides = read_sides([*RECORDS[:3], record_of("Edema " * 80 + "right ptx.", ("ptx", "right"))],
-                       tokenizer)  # fmt: skip
-    assert sides.shape == (4, 77)
-    for row, report, word, side in ((0, REPORTS[0], "pneumonia", "right"),
-                                    (1, REPORTS[1], "effusion", "left"),
-                                    (1, REPORTS[1], "cardiomegaly", "")):  # fmt: skip
-        positions = word_tokens(tokenizer, report, word)
-        assert len(positions) > 1 and (sides[row, positions] == SIDES.index(side)).all()
-    named = [len(word_tokens(tokenizer, REPORTS[1], w)) for w in ("effusion", "cardiomegaly")]
-    assert (sides[1] != training.IGNORED).sum() == sum(named)
-    assert (sides[2:] == training.IGNORED).all()  # nothing named; cut off
-
-
-def test_side_loss_is_the_cross_entropy_of_the_named_tokens_alone():
-    head, hidden = nn.Linear(4, len(SIDES)), torch.randn(2, 5, 4, requires_grad=True)
-    sides = torch.full((2, 5), training.IGNORED)
-    assert side_loss(hidden, head, sides).item() == 0
-    sides[0, 2], sides[1, 4] = 1, 3
-    expected = sum(-head(hidden[i, j]).log_softmax(0)[k] for i, j, k in ((0, 2, 1), (1, 4, 3))) / 2
-    loss = side_loss(hidden, head, sides)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    loss.backward()
-    assert (hidden.grad.abs().sum(dim=2) > 0).sum() == 2
 
 
 def test_text_encoder_learns_to_tell_sides(small, tmp_path):

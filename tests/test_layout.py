@@ -26,8 +26,8 @@ LAYERS = {
     2: """localisation localisation_scores selection detection pretraining curriculum
         finetuning finetuning_step evaluation judges judge_data judge_networks judge_scores
         xrayvision
-        autoencoder_training denoiser_training report_tokenizer
-        sample_cache held_out decoder_scores encoded_images diffusion_finetuning
+        autoencoder_training denoiser_training report_supervision report_tokenizer
+        sample_cache held_out decoder_scores encoded_images diffusion_finetuning diffusion_step
         keys key_detection detection_table""",
     3: """plotting figures widgets index_page notebook_execution tutorial bundle gates
         gate_measurements scale_measurements command_line detect_command generate_command

@@ -1,0 +1,61 @@
+"""What a report and its masks tell a denoiser in training beyond the image: where and which side.
+
+A finding covers a few latents of an image and its side is one word of a report. Neither is heeded
+early when the noise's error is all that counts.
+"""
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTokenizer
+
+from medsign_lite.data import SIDES, Record, load_mask
+from medsign_lite.localisation import word_tokens
+
+IGNORED = -100  # a token that belongs to no finding
+
+
+def read_emphasised(records: Sequence[Record], size: tuple[int, int]) -> Tensor:
+    """Which latents (N, h, w) see a record's findings, or would if they were on the other side.
+
+    The side that the report does not name counts as much: were the findings alone to weigh more,
+    drawing one where none belongs would be the cheaper mistake, and a network in doubt about the
+    side would draw both. Nothing is emphasised where a record has no mask.
+    """
+    axis = {"chest": -1, "fundus": -2}  # right and left; superior and inferior
+    emphasised = torch.zeros(len(records), *size, dtype=torch.bool)
+    for row, record in zip(emphasised, records, strict=True):
+        for path in record.masks:
+            if path is not None:
+                # The maximum, because a microaneurysm is a small part of a latent.
+                found = F.adaptive_max_pool2d(load_mask(path)[None], size)[0] > 0.5
+                row |= found | found.flip(axis[record.modality])
+    return emphasised
+
+
+def read_sides(records: Sequence[Record], tokenizer: CLIPTokenizer) -> Tensor:
+    """What each token (N, T) is to know: the number in SIDES of the finding whose word it belongs
+    to, and IGNORED where it belongs to none."""
+    sides = torch.full((len(records), tokenizer.model_max_length), IGNORED)
+    for row, record in zip(sides, records, strict=True):
+        for word, side in zip(record.words, record.sides, strict=True):
+            with contextlib.suppress(ValueError):  # a word that is cut off has nothing to learn
+                row[word_tokens(tokenizer, record.report, word)] = SIDES.index(side)
+    return sides
+
+
+def side_loss(hidden: Tensor, head: nn.Linear, sides: Tensor) -> Tensor:
+    """Cross-entropy, in nats, of the side that a linear layer reads from a finding's tokens.
+
+    Args:
+        hidden: (B, T, C) of the text encoder.
+        head: C to len(SIDES).
+        sides: (B, T) as `read_sides` returns.
+    """
+    known = sides != IGNORED
+    if not known.any():
+        return hidden.sum() * 0
+    return F.cross_entropy(head(hidden[known]), sides[known])
