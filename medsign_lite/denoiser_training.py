@@ -2,14 +2,15 @@
 
     python -m medsign_lite.denoiser_training --data MANIFEST --autoencoder FOLDER --out FOLDER
 
-Six choices make the cross-attention localise, and are worth varying: the text encoder has one
+Seven choices make the cross-attention localise, and are worth varying: the text encoder has one
 layer, because a deep one that learns mixes the words of a sentence before the U-Net sees them; the
 reports name up to three findings, so that each word has to own its place; they name the side before
 the finding, because the text encoder is causal and a token knows what precedes it; each piece of a
 finding's word has to tell the side, which the encoder does not learn from noise alone; an error
 where a finding lies, or would were the other side named, weighs more, so that the words are heeded
-early; and the tokenizer may not learn tokens longer than seven characters, so that medical words
-are several tokens, as they are for CLIP, and CAS has something to choose from.
+early; the words of a finding are grounded in its mask (`grounding.py`); and the tokenizer may not
+learn tokens longer than seven characters, so that medical words are several tokens, as they are for
+CLIP, and CAS has something to choose from.
 """
 
 import argparse
@@ -42,6 +43,13 @@ from medsign_lite.bundled_networks import (
 )
 from medsign_lite.data import SIDES, Record, read_manifest
 from medsign_lite.files import whole_file
+from medsign_lite.grounding import (
+    UNGROUNDED,
+    attention_with_gradients,
+    grounding_loss,
+    read_groundings,
+    summed_maps,
+)
 from medsign_lite.image_stack import read_image_stack
 from medsign_lite.latent_diffusion import load_pipeline
 from medsign_lite.precision import mixed_precision
@@ -113,6 +121,7 @@ def fit_denoiser(
     unconditional: float = 0.1,
     emphasis: float = 3.0,
     side_weight: float = 0.1,
+    grounding: float = 0.2,
     text_layers: int = 1,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -130,6 +139,7 @@ def fit_denoiser(
             being 1. Findings are a few latents of an image, and without this the network draws
             anatomy long before it heeds the words that name them; the smaller, the longer.
         side_weight: of the text encoder's `side_loss`.
+        grounding: weight of `grounding_loss`; at 0 attention goes where the noise sends it.
 
     Returns:
         A pipeline with the weights' moving average, in evaluation mode on the CPU.
@@ -148,6 +158,7 @@ def fit_denoiser(
     tokens = _tokens(tokenizer, [*reports, ""])  # (N + 1, T); the last row is the empty prompt
     emphasised = read_emphasised(records, tuple(latents.shape[-2:]))
     sides = read_sides(records, tokenizer)
+    owners, regions = read_groundings(records, tokenizer, tuple(latents.shape[-2:]))
     text_encoder = build_text_encoder(tokenizer, layers=text_layers)
     unet = build_unet(sample_size=latents.shape[-1])
     head = nn.Linear(text_encoder.config.hidden_size, len(SIDES))  # thrown away afterwards
@@ -163,7 +174,7 @@ def fit_denoiser(
     settings = plain_settings(
         images=len(latents), batch=batch, learning_rate=learning_rate, seed=seed,
         unconditional=unconditional, emphasis=emphasis, side_weight=side_weight,
-        text_layers=text_layers,
+        grounding=grounding, text_layers=text_layers,
     )  # fmt: skip
     if state := load_training_state(folder / "state.pt", settings=settings):
         model.load_state_dict(state["model"])
@@ -194,17 +205,22 @@ def fit_denoiser(
         share = heeded.float().mean(dim=(1, 2), keepdim=True).clamp(min=SMALLEST)
         words = tokens[texts].to(device)
         named = sides[rows].masked_fill(empty[:, None], IGNORED).to(device)
-        with mixed_precision(device):
+        owned = owners[rows].masked_fill(empty[:, None], UNGROUNDED).to(device)
+        with mixed_precision(device), attention_with_gradients(unet) as attention:
             loss = denoising_loss(
                 unet, text_encoder, scheduler, latents[rows].to(device), words,
                 weights=(1 + emphasis * heeded / share).to(device), generator=generator,
                 processes=processes,
             )  # fmt: skip
             told = side_loss(text_encoder(words)[0], head, named)
-        descend(loss + side_weight * told, optimiser, processes)
+        maps = summed_maps(attention, tuple(latents.shape[-2:]))
+        strayed = grounding_loss(maps, owned, regions[rows].to(device))
+        descend(loss + side_weight * told + grounding * strayed, optimiser, processes)
         budget.tick()
         update_average(average, model, step=budget.step)
-        values = processes.mean({"loss": loss.item(), "side_loss": told.item()})
+        values = processes.mean({
+            "loss": loss.item(), "side_loss": told.item(), "grounding_loss": strayed.item(),
+        })  # fmt: skip
         mean_loss = 0.98 * mean_loss + 0.02 * values["loss"]
         if processes.is_main and budget.step % log_every == 0:
             log_row(folder, budget, values | {"loss": mean_loss})

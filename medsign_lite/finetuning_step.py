@@ -23,6 +23,19 @@ from medsign_lite.pretraining import read_under_attack
 from medsign_lite.processes import Processes, descend
 
 
+def as_seen(image: Tensor, original: Tensor) -> Tensor:
+    """An image whose excess over [0, 1] is gone where the original is at that end of the range.
+
+    A bright lesion is often drawn beyond 1 and cut off there. To hold a decoder to the cut value
+    would be to draw the lesion anew; elsewhere the excess keeps its gradient.
+
+    Args:
+        image: (B, 3, H, W) around [0, 1]. original: the same shape, in [0, 1].
+    """
+    lost = ((image > 1) & (original >= 1)) | ((image < 0) & (original <= 0))
+    return torch.where(lost, original, image)
+
+
 def finetune_step(
     decoder: nn.Module,
     original: Tensor,
@@ -67,11 +80,12 @@ def finetune_step(
             extractor, image, strength=attack_strength, parts=attacks, names=attack_names,
             generator=generator, processes=processes,
         )  # fmt: skip
+    seen = as_seen(image, original)
     losses = {
-        "image": perceptual(image, original),
+        "image": perceptual(seen, original),
         "message": message_loss(logits, message, temperature=temperature),
-        "total_variation": total_variation_loss(image - original),
-        "preservation": preservation_loss(image, original, maps),
+        "total_variation": total_variation_loss(seen - original),
+        "preservation": preservation_loss(seen, original, maps),
     }
     losses["loss"] = weighted_sum(losses, weights, quality=quality)
     descend(losses["loss"], optimiser, processes)

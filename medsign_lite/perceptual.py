@@ -95,20 +95,23 @@ class MaskedPyramid(nn.Module):
     """A stand-in for Watson-VGG without trained weights: masked errors of a Laplacian pyramid.
 
     The difference of each band is divided by what could just be seen there, Watson's contrast
-    masking: `threshold * max(1, m / threshold)^0.7`, m the mean absolute value of the
+    masking: `threshold * max(1, m / threshold)^masking`, m the mean absolute value of the
     reference's band nearby. The result is the mean square of that ratio over the bands, so 1 is
     about a just visible mark. It knows edges and texture, but nothing that VGG has learnt.
 
     Args:
         levels: bands; each next one has half the side. Small images use fewer.
         threshold: just visible contrast in a flat place, in [0, 1] units.
+        masking: from 0, where an error weighs the same everywhere, to 1. A lesion is busier than
+            what surrounds it: what an eye forgives there is not what a diagnosis forgives.
     """
 
-    name = "masked-pyramid"
-
-    def __init__(self, *, levels: int = 4, threshold: float = 0.01):
+    def __init__(self, *, levels: int = 4, threshold: float = 0.01, masking: float = 0.7):
         super().__init__()
-        self.levels, self.threshold = levels, threshold
+        if not 0 <= masking <= 1:
+            raise ValueError(f"masking: expected 0 to 1, got {masking}")
+        self.levels, self.threshold, self.masking = levels, threshold, masking
+        self.name = "masked-pyramid" + ("" if masking == 0.7 else f"-{masking:g}")
         kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
         self.register_buffer("kernel", (kernel[:, None] * kernel)[None, None], persistent=False)
 
@@ -121,7 +124,7 @@ class MaskedPyramid(nn.Module):
         while bands < self.levels and min(difference.shape[-2:]) >= 8:
             difference_low, reference_low = self._blur(difference), self._blur(reference)
             busy = self._blur((reference - reference_low).abs())
-            visible = self.threshold * (busy / self.threshold).clamp(min=1) ** 0.7
+            visible = self.threshold * (busy / self.threshold).clamp(min=1) ** self.masking
             total = total + ((difference - difference_low) / visible).square().mean()
             difference, reference = difference_low[..., ::2, ::2], reference_low[..., ::2, ::2]
             bands += 1
@@ -135,20 +138,21 @@ class MaskedPyramid(nn.Module):
         return F.conv2d(planes, self.kernel.to(image.dtype)).view(image.shape)
 
 
-def perceptual_loss(weights: str | Path | None = None) -> nn.Module:
+def perceptual_loss(weights: str | Path | None = None, *, masking: float = 0.7) -> nn.Module:
     """Watson-VGG with its published weights, or the stand-in if `weights` is None.
 
     Record the result's `name` ("watson-vgg" or "masked-pyramid") with whatever is trained.
 
     Args:
         weights: the published .pth file.
+        masking: of the stand-in.
 
     Raises:
         FileNotFoundError: if the file is named but absent: nothing else stands in for it then.
         ValueError: if it is not a state dict, or not that of Watson-VGG.
     """
     if weights is None:
-        return MaskedPyramid()
+        return MaskedPyramid(masking=masking)
     path = Path(weights)
     if not path.is_file():
         raise FileNotFoundError(f"perceptual weights {path} do not exist; None takes the stand-in")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import medsign_lite.denoiser_training as training
@@ -124,6 +125,23 @@ def test_text_encoder_learns_to_tell_sides(small, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     # Two sides, equally often: a guess costs ln 2.
     assert rows[0]["side_loss"] > 0.4 and rows[-1]["side_loss"] < 0.2
+
+
+def test_words_learn_to_attend_to_their_mask(small, tmp_path):
+    """Its latents say nothing, so that only grounding can tell the word where to look."""
+    mask = torch.zeros(32, 32, dtype=torch.uint8)
+    mask[:8] = 255
+    Image.fromarray(mask.numpy()).save(tmp_path / "mask.png")
+    record = record_of(REPORTS[0], ("pneumonia", "right"), masks=(tmp_path / "mask.png",))
+    ends = {}
+    for weight in (0.0, 1.0):
+        folder = tmp_path / str(weight)
+        fit_denoiser(torch.randn(8, 4, 8, 8), [record] * 8, tiny_pipeline().vae, folder,
+                     steps=40, grounding=weight, **small)  # fmt: skip
+        rows = (folder / "log.jsonl").read_text().splitlines()
+        ends[weight] = json.loads(rows[-1])["grounding_loss"]
+    # The mask is a quarter of the image: evenly spread attention costs (3 / 4)^2.
+    assert ends[0.0] > 0.4 and ends[1.0] < 0.6 * ends[0.0]
 
 
 def test_encoded_images_agree_with_the_boundary():

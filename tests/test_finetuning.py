@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 from medsign_lite.checkpoints import load_checkpoint
 from medsign_lite.extractor import Extractor, ExtractorConfig, save_extractor, whiten
 from medsign_lite.finetuning import evaluate, finetune_step, fit, main, read_message
+from medsign_lite.finetuning_step import as_seen
 from medsign_lite.latent_cache import LatentCache, write_latent_cache
 from medsign_lite.latent_diffusion import copy_decoder, decode, load_decoder
 from medsign_lite.losses import LossWeights, chest_weights
@@ -90,6 +91,17 @@ def test_finetune_step_first_losses_are_those_of_the_original():
         for name in ("image", "total_variation", "preservation")
     )
     assert first["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_cut_off_at_both_counts_as_the_original():
+    image = torch.tensor([1.2, 1.2, 0.9, -0.1, -0.1, 0.5]).view(1, 1, 1, 6)
+    original = torch.tensor([1.0, 0.8, 1.0, 0.0, 0.1, 0.5]).view(1, 1, 1, 6)
+    expected = [1.0, 1.2, 0.9, 0.0, -0.1, 0.5]
+    image.requires_grad_(True)
+    seen = as_seen(image, original)
+    assert seen.flatten().tolist() == pytest.approx(expected)
+    seen.sum().backward()
+    assert image.grad.flatten().tolist() == [0, 1, 1, 0, 1, 1]
 
 
 def test_preservation_keeps_the_mark_out_of_the_pathology():

@@ -111,6 +111,18 @@ def test_masked_pyramid_forgives_more_in_texture():
     assert loss(busy + mark, busy) < 0.3 * loss(flat + mark, flat)
 
 
+def test_pyramid_without_masking_forgives_nothing():
+    generator = torch.Generator().manual_seed(0)
+    mark = 0.02 * torch.randn(1, 3, 64, 64, generator=generator)
+    flat = torch.full((1, 3, 64, 64), 0.5)
+    busy = 0.5 + 0.2 * torch.randn(1, 3, 64, 64, generator=generator)
+    loss = perceptual_loss(masking=0)
+    assert loss(busy + mark, busy).item() == pytest.approx(loss(flat + mark, flat).item(), rel=1e-4)
+    assert loss.name == "masked-pyramid-0"
+    with pytest.raises(ValueError, match="masking: expected 0 to 1, got 1.5"):
+        MaskedPyramid(masking=1.5)
+
+
 def test_masked_pyramid_is_quadratic_and_its_mask_is_the_references():
     generator = torch.Generator().manual_seed(0)
     reference = torch.rand(1, 3, 32, 32, generator=generator)

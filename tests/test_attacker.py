@@ -1,0 +1,149 @@
+import pytest
+import torch
+from grid_extractor import GridExtractor
+from tiny_pipeline import tiny_autoencoder, tiny_pipeline
+
+from medsign_lite import attacker
+from medsign_lite.attack_measurements import HELD_OUT, Part
+from medsign_lite.data import Record, write_manifest
+from medsign_lite.images import save_image
+from medsign_lite.latent_cache import write_latent_cache
+from medsign_lite.latent_diffusion import copy_decoder, save_decoder
+from medsign_lite.messages import message_to_string, random_message
+from medsign_lite.results import read_result
+
+MESSAGE = message_to_string(random_message(generator=torch.Generator().manual_seed(0)))
+
+
+class Wanted:
+    """A target of which nothing but its configuration and streams are used."""
+
+    def __init__(self, **config):
+        self.about = config
+
+    def config(self):
+        return self.about
+
+    def generator(self, name):
+        return torch.Generator().manual_seed(len(name))
+
+
+def counting(calls, *, fail=()):
+    """Parts "first" and "second", in groups of their own, that note when they are measured."""
+
+    def part(name):
+        def measure(generator):
+            calls.append(name)
+            if name in fail and calls.count(name) == 1:
+                raise KeyboardInterrupt
+            return [{"attack": name, "value": float(torch.rand(1, generator=generator))}]
+
+        return Part(group=f"group {name}", settings={"of": name}, measure=measure)
+
+    return {name: part(name) for name in ("first", "second")}
+
+
+def test_measure_keeps_finished_parts_and_goes_on(tmp_path):
+    calls, target = [], Wanted(images=3)
+    chosen = counting(calls, fail=("second",))
+    with pytest.raises(KeyboardInterrupt):
+        attacker.measure(target, chosen, keep=tmp_path)
+    groups = attacker.measure(target, chosen, keep=tmp_path)
+    assert calls == ["first", "second", "second"]
+    assert [*groups] == ["group first", "group second"]
+    assert groups == attacker.measure(target, chosen, keep=tmp_path)
+    assert len(calls) == 3
+    alone = attacker.measure(target, {"second": chosen["second"]}, keep=tmp_path / "other")
+    assert alone == {"group second": groups["group second"]}
+
+
+def test_measure_refuses_parts_of_another_configuration(tmp_path):
+    chosen = counting([])
+    attacker.measure(Wanted(images=3), chosen, keep=tmp_path)
+    with pytest.raises(ValueError, match="first.json was measured with another configuration"):
+        attacker.measure(Wanted(images=4), chosen, keep=tmp_path)
+    other = {"first": Part(group="group first", settings={"of": "x"}, measure=lambda _: [])}
+    with pytest.raises(ValueError, match="another configuration: {'images': 3, 'of': 'first'}"):
+        attacker.measure(Wanted(images=3), other, keep=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """pipeline/, decoder_chest/, another autoencoder, manifest.csv and a cache of 4 latents."""
+    torch.manual_seed(0)
+    folder, pipeline = tmp_path_factory.mktemp("models"), tiny_pipeline()
+    pipeline.save_pretrained(folder / "pipeline")
+    save_decoder(folder / "decoder_chest", copy_decoder(pipeline.vae), {"message": MESSAGE})
+    tiny_autoencoder().save_pretrained(folder / "tiny")
+    records = [Record(id=f"{split}{i}", image=folder / "image.png", modality="chest", split=split,
+                      report="no edema") for split in ("train", "test")
+               for i in range(HELD_OUT + 2)]  # fmt: skip
+    save_image(torch.rand(3, 32, 32), folder / "image.png")
+    write_manifest(folder / "manifest.csv", records)
+    write_latent_cache(folder / "cache", torch.randn(4, 4, 16, 16), torch.zeros(4, 16, 16),
+                       ["no edema"] * 4)  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def run(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(attacker, "load_extractor", lambda folder, device: GridExtractor())
+
+    def command(*arguments, **changes):
+        options = {"modality": "chest", "images": 4, "data": models / "manifest.csv",
+                   "weights": models, "cache": models / "cache", "own-images": 2, "counts": 2,
+                   "autoencoder": models / "tiny", "work": tmp_path / "work",
+                   "out": tmp_path / "out.json"}  # fmt: skip
+        pairs = [(f"--{name}", str(value)) for name, value in (options | changes).items()
+                 if value is not None]  # fmt: skip
+        attacker.main([*sum(pairs, ()), *arguments])
+        return read_result(tmp_path / "out.json")
+
+    return command
+
+
+CHOSEN = ("--only", "unattacked", "autoencoder-tiny", "forgery-blurred")
+
+
+def test_main_records_rows_with_their_configuration(run, models, tmp_path):
+    document = run(*CHOSEN)
+    values, config = document["values"], document["config"]
+    assert [*values] == ["unattacked", "regeneration", "forgery"]
+    assert [row["model"] for row in values["regeneration"]] == ["tiny"]
+    assert {row["averaged"] for row in values["forgery"]} == {2}
+    assert config["modality"] == "chest" and [*config["parts"]] == [*CHOSEN[1:]]
+    assert str(models) not in str(document) and MESSAGE not in str(document)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
+    assert len(times) == 3
+    assert run(*CHOSEN)["values"] == values
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_main_samples_from_the_reports_where_no_cache_is_given(run):
+    document = run("--only", "unattacked", cache=None, images=3)
+    assert document["values"]["unattacked"][0]["images"] == 3
+
+
+def test_main_takes_another_message(run, tmp_path):
+    turned = "".join("10"[int(bit)] for bit in MESSAGE)
+    own, other = (
+        run("--only", "unattacked", message=text, work=tmp_path / text)["values"]["unattacked"]
+        for text in (MESSAGE, turned)
+    )
+    assert own[0]["bit_accuracy"] == pytest.approx(1 - other[0]["bit_accuracy"])
+
+
+def test_main_refuses(run, models, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("--only", "curve-fog")
+    assert "unknown parts ['curve-fog']: expected some of unattacked" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="holds 4 latents, 5 were asked for"):
+        run(images=5)
+    with pytest.raises(ValueError, match="3 images of the attacker and 32 more are needed"):
+        run(**{"own-images": 3})
+    with pytest.raises(ValueError, match=r"different names, got \['original', 'tiny', 'tiny'\]"):
+        run("--autoencoder", str(models / "tiny"), str(models / "tiny"))
+    with pytest.raises(ValueError, match="a message of 48 bits, got 2"):
+        run(message="10")
+    with pytest.raises(FileNotFoundError, match="expected an autoencoder"):
+        run(autoencoder=tmp_path)
