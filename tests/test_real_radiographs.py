@@ -70,7 +70,7 @@ def test_a_real_decoder_is_marked_around_real_outlines(data, tmp_path):
     assert set(masks.unique().tolist()) == {0.0, 1.0}
     values = real_decoder.run(
         data, tmp_path, extractor="published", size=64, unseen=2, unremarkable=4,
-        budget={"steps": 2, "batch_size": 1},
+        budgets=({"steps": 2}, {"steps": 1}), batch_size=1,
     )  # fmt: skip
     assert values["images"] == {"trained": 16, "unseen": 2, "unremarkable": 4}
     for name in ("trained", "unseen"):
@@ -79,6 +79,6 @@ def test_a_real_decoder_is_marked_around_real_outlines(data, tmp_path):
         assert 0 <= values[name]["attacks"][0]["bit_accuracy"] <= 1
     again = real_decoder.run(
         data, tmp_path, extractor="published", size=64, unseen=2, unremarkable=4,
-        budget={"steps": 2, "batch_size": 1},
+        budgets=({"steps": 2}, {"steps": 1}), batch_size=1,
     )  # fmt: skip
     assert again == values  # nothing is trained twice
