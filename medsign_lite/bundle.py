@@ -52,9 +52,11 @@ MINUTES = {
 SAMPLES = 1500  # generated images each decoder is fine-tuned on
 MESSAGES = {"chest": "1", "fundus": "2"}  # seeds of the two decoders' messages
 KEY_NOTE = "Shipped with medsign_lite and public: to learn and test with."
-# Sharp maps, and four times the paper's weight of preservation: see the model card.
+# Sharp maps, and sixteen times the paper's weight of preservation: see the model card.
 MAPS = ("--scale", "sharp")
-PRESERVATION = {name: str(4 * preset().preservation) for name, preset in finetuning.PRESETS.items()}
+PRESERVATION = {
+    name: str(16 * preset().preservation) for name, preset in finetuning.PRESETS.items()
+}
 # JPEG is the hardest to survive, and after it, on fundus photographs, rotation.
 ATTACKS = ("none", "brightness", "crop", "resize", *["rotation"] * 2, *["jpeg"] * 4)
 
@@ -110,7 +112,7 @@ def stages(
             *("--cache", work / f"cache_{modality}", "--extractor", weights / "extractor"),
             *("--pipeline", weights / "pipeline", "--modality", modality),
             *("--message", MESSAGES[modality], "--preservation", PRESERVATION[modality]),
-            *("--attacks", *ATTACKS),
+            *("--masking", "0", "--attacks", *ATTACKS),
         )
         publish(work / f"decoder_{modality}" / "decoder", f"decoder_{modality}")
 

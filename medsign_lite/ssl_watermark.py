@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from medsign_lite.attacks import random_attack
 from medsign_lite.backbone import WhitenedBackbone
-from medsign_lite.distortions import LUMINANCE
 from medsign_lite.images import check_image, quantise
 from medsign_lite.messages import check_message, check_one_message_per_image
 from medsign_lite.metrics import psnr
+from medsign_lite.noticeable import just_noticeable_difference
 from medsign_lite.precision import mixed_precision
 
 EMBEDDING_ATTACKS = ("none", "crop", "rotation", "resize", "blur", "jpeg", "brightness")
@@ -43,34 +43,6 @@ def carriers(dimensions: int, bits: int, *, seed: int) -> Tensor:
     drawn = torch.randn(dimensions, bits, generator=generator, dtype=torch.float64)
     columns, upper = torch.linalg.qr(drawn)
     return (columns * upper.diagonal().sign()).float()  # no sign is the library's choice
-
-
-def just_noticeable_difference(image: Tensor) -> Tensor:
-    """Change of luminance that can just be seen: (B, 1, H, W), in [0, 1] units.
-
-    Chou and Li (IEEE Trans. Circuits Syst. Video Technol. 1995): the larger of two thresholds, one
-    that depends on the luminance nearby, dark and bright hiding more than grey, and one that grows
-    with the steepest of four gradients.
-
-    Args:
-        image: (B, 3, H, W) in [0, 1].
-    """
-    weights = image.new_tensor(LUMINANCE)[:, None, None]
-    luminance = 255 * (image * weights).sum(dim=1, keepdim=True)
-    down = image.new_tensor([[0, 0, 0, 0, 0], [1, 3, 8, 3, 1], [0, 0, 0, 0, 0],
-                             [-1, -3, -8, -3, -1], [0, 0, 0, 0, 0]]) / 16  # fmt: skip
-    slanted = image.new_tensor([[0, 0, 1, 0, 0], [0, 8, 3, 0, 0], [1, 3, 0, -3, -1],
-                                [0, 0, -3, -8, 0], [0, 0, -1, 0, 0]]) / 16  # fmt: skip
-    nearby = image.new_tensor([[1, 1, 1, 1, 1], [1, 2, 2, 2, 1], [1, 2, 0, 2, 1],
-                               [1, 2, 2, 2, 1], [1, 1, 1, 1, 1]]) / 32  # fmt: skip
-    kernels = torch.stack([nearby, down, down.T, slanted, slanted.flip(1)])[:, None]
-    padded = F.pad(luminance, (2, 2, 2, 2), mode="replicate")
-    background, *gradients = F.conv2d(padded, kernels).split(1, dim=1)
-    gradient = torch.cat(gradients, dim=1).abs().amax(dim=1, keepdim=True)
-    dark = 17 * (1 - (background.clamp(min=0) / 127).sqrt()) + 3
-    bright = 3 / 128 * (background - 127) + 3
-    texture = gradient * (background * 1e-4 + 0.115) + 0.5 - 0.01 * background
-    return torch.maximum(torch.where(background <= 127, dark, bright), texture) / 255
 
 
 @dataclass(kw_only=True, eq=False)

@@ -21,17 +21,20 @@ LAYERS = {
         averaging processor processes training_state""",
     1: """data image_stack attacks distortions metrics rows losses extractor spectral whitening
         latent_diffusion latent_cache bundled_networks perceptual
-        published_extractor attention attention_layers
-        dct_dwt dicom image_files provenance generators memory_estimate shards""",
+        published_extractor attention attention_layers attack_chains
+        dct_dwt noticeable backbone vicreg ssl_watermark localised_watermark marked_regions
+        dicom image_files provenance generators memory_estimate shards""",
     2: """localisation localisation_scores selection detection pretraining curriculum
         finetuning finetuning_step evaluation judges judge_data judge_networks judge_scores
-        xrayvision
-        autoencoder_training denoiser_training report_supervision report_tokenizer
+        xrayvision backbone_training
+        autoencoder_training denoiser_training grounding report_supervision report_tokenizer
         sample_cache held_out decoder_scores encoded_images diffusion_finetuning diffusion_step
-        keys key_detection detection_table""",
+        keys key_detection detection_table localised_training
+        attack_scores attack_curves regeneration purification forgery""",
     3: """plotting figures widgets index_page notebook_execution tutorial bundle gates
         gate_measurements scale_measurements command_line detect_command generate_command
-        keys_command""",
+        keys_command
+        attack_measurements attacker""",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in (ROOT / "medsign_lite").glob("*.py"))

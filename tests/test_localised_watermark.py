@@ -1,0 +1,177 @@
+import json
+
+import pytest
+import torch
+
+from medsign_lite.checkpoints import load_checkpoint, save_checkpoint
+from medsign_lite.localised_watermark import (
+    LocalisedConfig,
+    LocalisedWatermark,
+    load_localised_watermark,
+    pooled_logits,
+    save_localised_watermark,
+)
+from medsign_lite.metrics import psnr
+
+CONFIG = LocalisedConfig(bits=8, channels=16)
+MESSAGE = torch.tensor([1.0, 0, 1, 1, 0, 0, 1, 0])
+
+
+@pytest.fixture(scope="module")
+def watermark():
+    torch.manual_seed(0)
+    return LocalisedWatermark(CONFIG).eval().requires_grad_(False)
+
+
+def images(*size, count=2, seed=0):
+    coarse = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
+
+
+@pytest.mark.parametrize("size", [(16, 16), (32, 48), (61, 42), (17, 130)])
+def test_any_size_is_marked_read_and_searched(watermark, size):
+    image = images(*size)
+    marked = watermark.embed(image, MESSAGE)
+    assert marked.shape == image.shape
+    assert watermark.extract(marked).shape == (2, 8)
+    assert watermark.extractor(marked).shape == (2, 9, *size)
+    found = watermark.detect(marked)
+    assert found.shape == (2, *size) and 0 <= found.min() and found.max() <= 1
+
+
+def test_default_networks_have_about_a_million_weights_and_carry_32_bits():
+    watermark = LocalisedWatermark()
+    assert watermark.bits == 32
+    for network in (watermark.embedder, watermark.extractor):
+        assert 5e5 < sum(p.numel() for p in network.parameters()) < 1e6
+
+
+def test_psnr_of_marked_images_is_what_was_asked_for_and_can_be_changed(watermark):
+    image = images(64, 64)
+    strong = watermark.embed(image, MESSAGE)
+    for decibels in (30.0, 42.0):
+        watermark.psnr = decibels
+        marked = watermark.embed(image, MESSAGE)
+        assert psnr(marked, image, data_range=1.0).tolist() == pytest.approx(
+            2 * [decibels], abs=0.01
+        )
+    watermark.psnr = 38.0
+    assert torch.equal(watermark.embed(image, MESSAGE), strong)
+
+
+def test_residual_is_grey_and_depends_on_message_and_image(watermark):
+    image = images(32, 32)
+    residual = watermark.embed(image, MESSAGE) - image
+    assert torch.allclose(residual[:, 0], residual[:, 2], atol=1e-6)
+    other = watermark.embed(image, 1 - MESSAGE) - image
+    assert (residual - other).abs().max() > 1e-4
+    assert (residual[0] - residual[1]).abs().max() > 1e-4
+
+
+def test_a_message_for_each_image(watermark):
+    image = images(32, 32)
+    both = watermark.embed(image, torch.stack([MESSAGE, 1 - MESSAGE]))
+    assert torch.allclose(both[1:], watermark.embed(image[1:], 1 - MESSAGE), atol=1e-6)
+
+
+def test_masking_spends_the_residual_where_it_is_not_noticed(watermark):
+    image = torch.full((1, 3, 32, 64), 0.5)
+    image[..., 32:] = 0  # 20 and 3 grey levels may change
+    flat = watermark.embedder(image, MESSAGE[None], masking=0.0)
+    masked = watermark.embedder(image, MESSAGE[None])
+    ratio = (masked / flat)[0, 0]
+    assert ratio[16, 60] / ratio[16, 4] == pytest.approx(20 / 3, rel=0.01)
+
+
+def test_pooled_logits_by_hand():
+    answers = torch.tensor([[9.0, 9], [1, -2], [4, 4]]).view(1, 3, 1, 2)  # detection, then two bits
+    weight = torch.tensor([3.0, 1.0]).view(1, 1, 1, 2)
+    assert torch.allclose(pooled_logits(answers, weight), torch.tensor([[0.25, 4.0]]))
+    assert torch.equal(pooled_logits(answers, 0 * weight), torch.zeros(1, 2))
+
+
+def test_extract_listens_to_where_the_mark_is_detected(watermark):
+    class Answers(torch.nn.Module):
+        def coarse(self, image):
+            answers = torch.full((1, 9, 2, 2), 5.0)
+            answers[:, :, 0, 0] = -1.0
+            answers[:, 0] = torch.tensor([[30.0, -30.0], [-30.0, -30.0]])
+            return answers
+
+    certain = LocalisedWatermark(CONFIG)
+    certain.extractor = Answers()
+    assert torch.allclose(certain.extract(images(8, 8)), torch.full((1, 8), -1.0))
+
+
+def test_detection_is_local(watermark):
+    image = images(128, 128, count=1)
+    changed = image.clone()
+    changed[..., :16, :16] += 0.1
+    difference = (watermark.extractor(changed) - watermark.extractor(image)).abs().amax(dim=1)[0]
+    assert difference[:16, :16].max() > 20 * difference[112:, 112:].max()
+
+
+def test_gradients_reach_the_image(watermark):
+    image = images(32, 32).requires_grad_()
+    watermark.extract(watermark.embed(image, MESSAGE)).sum().backward()
+    assert image.grad.abs().sum() > 0
+
+
+def test_a_saved_watermark_writes_and_reads_the_same(watermark, tmp_path):
+    save_localised_watermark(tmp_path, watermark, details={"steps": 7})
+    loaded = load_localised_watermark(tmp_path)
+    image = images(40, 40)
+    marked = watermark.embed(image, MESSAGE)
+    assert torch.equal(loaded.embed(image, MESSAGE), marked)
+    assert torch.equal(loaded.extract(marked), watermark.extract(marked))
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    assert load_localised_watermark(tmp_path, psnr=41.0).psnr == 41.0
+    assert json.loads((tmp_path / "config.json").read_text())["details"] == {"steps": 7}
+
+
+def test_load_refuses_other_weights_and_configurations(watermark, tmp_path):
+    save_localised_watermark(tmp_path, watermark)
+    state, config = load_checkpoint(tmp_path, kind="localised watermark")
+
+    def rewrite(name, **changes):
+        weights = changes.pop("state", state)
+        return save_checkpoint(tmp_path / name, weights, config | changes)
+
+    wider = rewrite("wider", architecture={"bits": 8, "channels": 32})
+    with pytest.raises(ValueError, match="of another architecture.*of another shape"):
+        load_localised_watermark(wider)
+    with pytest.raises(ValueError, match="not a localised watermark's configuration.*depth"):
+        load_localised_watermark(rewrite("unknown", architecture={"depth": 3}))
+    with pytest.raises(ValueError, match="not a localised watermark's configuration.*'logits'"):
+        load_localised_watermark(rewrite("incomplete", probe={"seed": 0}))
+    with pytest.raises(ValueError, match="expected a model of kind 'localised watermark', got 'x'"):
+        load_localised_watermark(rewrite("kind", kind="x"))
+    other = {name: weight + 0.05 for name, weight in state.items()}
+    with pytest.raises(RuntimeError, match="self-check failed, a logit of the probe"):
+        load_localised_watermark(rewrite("weights", state=other))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bits": 0}, "bits must be at least 1, got 0"),
+        ({"channels": 40}, "channels must be a multiple of 16.*got 40 for 32 bits"),
+        ({"bits": 40, "channels": 32}, "at least as many as bits, got 32 for 40 bits"),
+    ],
+)
+def test_config_refuses(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LocalisedConfig(**settings)
+
+
+def test_bad_images_and_messages_are_named(watermark):
+    with pytest.raises(ValueError, match="at least 16 pixels on each side, got .* = \\(12, 20\\)"):
+        watermark.embed(images(12, 20), MESSAGE)
+    with pytest.raises(ValueError, match="at least 16 pixels"):
+        watermark.extract(images(12, 20))
+    with pytest.raises(ValueError, match="expected values in \\[0, 1\\]"):
+        watermark.embed(255 * images(16, 16), MESSAGE)
+    with pytest.raises(ValueError, match="message of 8 bits"):
+        watermark.embed(images(16, 16), MESSAGE[:5])
+    with pytest.raises(ValueError, match="one row per image"):
+        watermark.embed(images(16, 16), torch.stack(3 * [MESSAGE]))
