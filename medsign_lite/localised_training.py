@@ -53,7 +53,7 @@ from medsign_lite.processes import descend
 from medsign_lite.processor import tune_processor
 from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
 
-GRID = 8  # rows and columns cut off, so that the extractor finds no fixed grid
+GRID = 8  # rows and columns cut off at most, so that the extractor finds no fixed grid
 # At 1, one pattern that says "marked" takes the residual, and no bit is learnt.
 MESSAGE_WEIGHT = 10.0
 # Bits of a small region, turned and compressed, cannot all be read: ask for less than elsewhere.
@@ -103,8 +103,9 @@ def localised_step(
 
     Args:
         strength: root mean square of the residual in [0, 1] units.
-        hardness: in [0, 1]: of the attacks, how many images are marked only in part, and how far
-            the residual follows the just noticeable difference.
+        hardness: in [0, 1]: of the attacks, how many images are marked only in part, how far the
+            residual follows the just noticeable difference, and how many rows and columns are cut
+            off at the top left. Cut at full from the start, no bit is learnt.
         attacks: parts of the batch, each of which meets one random attack.
 
     Returns:
@@ -119,7 +120,8 @@ def localised_step(
             len(images), images.shape[-2:], generator=generator, figures=hardness
         ).to(images)
         pictures = splice(marked, images, region, generator=generator)
-        both = off_grid(torch.cat([pictures, region], dim=1), GRID, generator=generator)
+        both = torch.cat([pictures, region], dim=1)
+        both = off_grid(both, 1 + round(hardness * (GRID - 1)), generator=generator)
         parts = zip(both.chunk(attacks), messages.chunk(attacks), strict=True)
         losses, read, sent = [], [], []
         for part, message in parts:
