@@ -55,7 +55,7 @@ from medsign_lite.latent_diffusion import load_pipeline
 from medsign_lite.precision import mixed_precision
 from medsign_lite.processes import Processes, descend
 from medsign_lite.processor import tune_processor
-from medsign_lite.report_supervision import IGNORED, read_emphasised, read_sides, side_loss
+from medsign_lite.report_supervision import IGNORED, emphasised_places, read_sides, side_loss
 from medsign_lite.report_tokenizer import learn_tokenizer
 from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
 
@@ -135,7 +135,7 @@ def fit_denoiser(
         vae: goes into the pipeline as it is.
         folder: gets ``state.pt`` while running, ``log.jsonl``, and the finished ``pipeline/``.
         unconditional: share of the reports replaced by the empty prompt, for guidance.
-        emphasis: how much the places of `read_emphasised` weigh together, the image as a whole
+        emphasis: how much the places of `emphasised_places` weigh together, the image as a whole
             being 1. Findings are a few latents of an image, and without this the network draws
             anatomy long before it heeds the words that name them; the smaller, the longer.
         side_weight: of the text encoder's `side_loss`.
@@ -156,9 +156,9 @@ def fit_denoiser(
     if processes.is_main:
         tokenizer.save_pretrained(kept)
     tokens = _tokens(tokenizer, [*reports, ""])  # (N + 1, T); the last row is the empty prompt
-    emphasised = read_emphasised(records, tuple(latents.shape[-2:]))
     sides = read_sides(records, tokenizer)
     owners, regions = read_groundings(records, tokenizer, tuple(latents.shape[-2:]))
+    emphasised = emphasised_places(records, regions)
     text_encoder = build_text_encoder(tokenizer, layers=text_layers)
     unet = build_unet(sample_size=latents.shape[-1])
     head = nn.Linear(text_encoder.config.hidden_size, len(SIDES))  # thrown away afterwards

@@ -12,28 +12,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from medsign_lite.data import SIDES, Record, load_mask
+from medsign_lite.data import SIDES, Record
 from medsign_lite.localisation import word_tokens
 
 IGNORED = -100  # a token that belongs to no finding
 
 
-def read_emphasised(records: Sequence[Record], size: tuple[int, int]) -> Tensor:
+def emphasised_places(records: Sequence[Record], regions: Tensor) -> Tensor:
     """Which latents (N, h, w) see a record's findings, or would if they were on the other side.
 
     The side that the report does not name counts as much: were the findings alone to weigh more,
     drawing one where none belongs would be the cheaper mistake, and a network in doubt about the
     side would draw both. Nothing is emphasised where a record has no mask.
+
+    Args:
+        regions: (N, F, h, w) bool as `read_groundings` returns.
     """
     axis = {"chest": -1, "fundus": -2}  # right and left; superior and inferior
-    emphasised = torch.zeros(len(records), *size, dtype=torch.bool)
-    for row, record in zip(emphasised, records, strict=True):
-        for path in record.masks:
-            if path is not None:
-                # The maximum, because a microaneurysm is a small part of a latent.
-                found = F.adaptive_max_pool2d(load_mask(path)[None], size)[0] > 0.5
-                row |= found | found.flip(axis[record.modality])
-    return emphasised
+    places = regions.any(dim=1)
+    sides = (found.flip(axis[r.modality]) for found, r in zip(places, records, strict=True))
+    return places | torch.stack(list(sides))
 
 
 def read_sides(records: Sequence[Record], tokenizer: CLIPTokenizer) -> Tensor:

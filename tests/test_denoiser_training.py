@@ -100,7 +100,7 @@ def test_emphasis_falls_on_images_with_words(small, tmp_path, monkeypatch):
         seen.append((arguments[4], weights))
         return loss(*arguments, weights=weights, **options)
 
-    monkeypatch.setattr(training, "read_emphasised", lambda records, size: emphasised)
+    monkeypatch.setattr(training, "emphasised_places", lambda records, regions: emphasised)
     monkeypatch.setattr(training, "denoising_loss", noting)
     fit_denoiser(
         latents, RECORDS[:8], vae, tmp_path, steps=6, **small,

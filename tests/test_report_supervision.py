@@ -6,8 +6,9 @@ from PIL import Image
 from torch import nn
 
 from medsign_lite.data import SIDES, Record
+from medsign_lite.grounding import read_groundings
 from medsign_lite.localisation import word_tokens
-from medsign_lite.report_supervision import IGNORED, read_emphasised, read_sides, side_loss
+from medsign_lite.report_supervision import IGNORED, emphasised_places, read_sides, side_loss
 from medsign_lite.report_tokenizer import learn_tokenizer
 from tests.test_denoiser_training import RECORDS, REPORTS, record_of
 
@@ -32,7 +33,8 @@ def test_emphasised_are_the_latents_of_a_finding_and_of_its_other_side(tmp_path)
     expected[0, [1, 6], 2] = True
     expected[0, 5:, 7] = expected[0, :3, 7] = True
     expected[2, 1, [2, 5]] = True
-    assert torch.equal(read_emphasised(records, (8, 8)), expected)
+    _, regions = read_groundings(records, learn_tokenizer(REPORTS), (8, 8))
+    assert torch.equal(emphasised_places(records, regions), expected)
 
 
 def test_every_token_of_a_word_is_to_know_its_side_and_no_other():
