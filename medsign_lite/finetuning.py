@@ -212,6 +212,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--perceptual-weights", help="published Watson-VGG .pth; else a stand-in")
     parser.add_argument("--masking", type=float, default=0.7, help=(
         "of the stand-in: from 0, an error weighs the same everywhere, to 1"))  # fmt: skip
+    parser.add_argument("--structure", type=float, default=0.0, help=(
+        "weight of one minus SSIM, added to the perceptual loss"))  # fmt: skip
     parser.add_argument("--limit", type=int, help="entries of the cache to use at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -231,7 +233,9 @@ def main(arguments: list[str] | None = None) -> None:
     message = read_message(options.message or earlier, bits=extractor.config.bits)
     fit(
         decoder, cache, message, extractor, weights, options.out,
-        perceptual=perceptual_loss(options.perceptual_weights, masking=options.masking),
+        perceptual=perceptual_loss(
+            options.perceptual_weights, masking=options.masking, structure=options.structure
+        ),
         minutes=options.minutes, steps=options.steps, batch_size=options.batch_size,
         learning_rate=options.learning_rate, read_well=options.read_well,
         first_quality=options.first_quality, attack_names=options.attacks, seed=options.seed,
