@@ -32,8 +32,8 @@ LAYERS = {
         keys key_detection detection_table localised_training
         attack_scores attack_curves regeneration purification forgery""",
     3: """plotting figures widgets index_page notebook_execution tutorial bundle gates
-        gate_measurements scale_measurements command_line detect_command generate_command
-        keys_command
+        gate_measurements scale_measurements recorded_figures
+        command_line detect_command generate_command keys_command
         attack_measurements attacker""",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
