@@ -5,7 +5,9 @@ A checkpoint is a folder with `model.safetensors` and `config.json`; the configu
 read from one.
 """
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -194,3 +196,13 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], *, name: str) -> 
             f"{name}: the weights are of another architecture; keys " + ", ".join(problems)
         )
     module.load_state_dict(state, strict=True)
+
+
+def digest(*sources: nn.Module | Sequence[Tensor]) -> str:
+    """Names the contents of tensors, or of networks by their weights, in twelve characters."""
+    hashed = hashlib.sha256()
+    for source in sources:
+        tensors = source.state_dict().values() if isinstance(source, nn.Module) else source
+        for tensor in tensors:
+            hashed.update(tensor.detach().cpu().double().numpy().tobytes())
+    return hashed.hexdigest()[:12]

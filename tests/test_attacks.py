@@ -96,6 +96,24 @@ def test_random_attack_repeats_with_its_generator_and_draws_every_name():
     assert any(x.shape == image.shape and x[..., 0, 0].eq(0).all() for x in drawn)  # rotations
 
 
+def test_random_attack_flips_left_and_right_as_often_as_it_is_strong():
+    image, stream = smooth(), generator()
+
+    def flips(strength):
+        drawn = [attacks.random_attack(image, names=("flip",), generator=stream, strength=strength)
+                 for _ in range(40)]  # fmt: skip
+        assert all(torch.equal(x, image) or torch.equal(x, image.flip(-1)) for x in drawn)
+        return sum(not torch.equal(x, image) for x in drawn)
+
+    assert 5 < flips(0.5) < 35 and flips(1.0) == 40
+
+
+def test_stable_signatures_attacks_can_be_drawn_and_neither_turn_nor_brighten():
+    attacks.check_training_attacks(attacks.STABLE_SIGNATURE_ATTACKS)
+    assert not {"rotation", "brightness", "blur"} & set(attacks.STABLE_SIGNATURE_ATTACKS)
+    assert sorted(attacks.STABLE_SIGNATURE_ATTACKS).count("jpeg") == 2
+
+
 @pytest.mark.parametrize("name", attacks.TRAINING_RANGES)
 def test_random_attack_stays_in_its_range_and_grows_with_strength(name):
     image = smooth(1) * 0.4 + 0.2
