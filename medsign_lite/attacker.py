@@ -34,27 +34,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from medsign_lite.attack_measurements import HELD_OUT, Part, Target, parts
 from medsign_lite.attack_scores import Detector
-from medsign_lite.data import MODALITIES, Record, read_manifest
+from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.extractor import load_extractor
 from medsign_lite.forgery import COUNTS
-from medsign_lite.held_out import readable
-from medsign_lite.latent_cache import read_latent_cache
-from medsign_lite.latent_diffusion import (
-    BUNDLED,
-    Autoencoder,
-    LatentDecoder,
-    load_decoder,
-    load_pipeline,
-)
+from medsign_lite.held_out import generated_latents
+from medsign_lite.latent_diffusion import BUNDLED, Autoencoder, load_decoder, load_pipeline
 from medsign_lite.messages import message_from_string
 from medsign_lite.processor import tune_processor
 from medsign_lite.regeneration import load_autoencoder
 from medsign_lite.results import ROOT, read_result, record_result, to_json
-from medsign_lite.sample_cache import FIRST_SEED, choose_records, sample_with_maps
 
 TINY_AUTOENCODER = ROOT.parent / "shared" / "data" / "taesd"
 
@@ -71,7 +62,9 @@ def measure(target: Target, chosen: dict[str, Part], *, keep: Path) -> dict[str,
         path, config = keep / f"{name}.json", about | part.settings
         if path.is_file():
             if (kept := read_result(path)["config"]) != config:
-                raise ValueError(f"{path} was measured with another configuration: {kept}")
+                raise ValueError(
+                    f"{path} was measured with another configuration: {kept}, now {config}"
+                )
         else:
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
             rows = part.measure(target.generator(name))
@@ -151,32 +144,13 @@ def _target(options: argparse.Namespace, work: Path) -> Target:
         pipeline=pipeline,
         decoder=decoder,
         detector=Detector(extractor=extractor, message=message),
-        latents=_latents(pipeline, records, options, work),
+        latents=generated_latents(
+            pipeline, records, work / "samples", modality=options.modality, count=options.images,
+            cache=options.cache,
+        ),
         clean=own,
         seed=options.seed,
-    )
-
-
-def _latents(
-    pipeline, records: Sequence[Record], options: argparse.Namespace, work: Path
-) -> Tensor:
-    """Those of --cache, or sampled from the reports of the test split."""
-    folder, count = options.cache, options.images
-    if folder is None:
-        some = choose_records(
-            readable(pipeline.tokenizer, records),
-            modality=options.modality, split="test", count=count,
-        )  # fmt: skip
-        first = FIRST_SEED["test"]
-        folder = sample_with_maps(
-            pipeline, [r.report for r in some], [()] * count, work / "samples",
-            seeds=range(first, first + count),
-        )  # fmt: skip
-    original = LatentDecoder(pipeline.vae).eval()
-    latents = read_latent_cache(folder, original, limit=count).latents.float()
-    if len(latents) < count:
-        raise ValueError(f"{folder} holds {len(latents)} latents, {count} were asked for")
-    return latents
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

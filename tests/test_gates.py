@@ -12,16 +12,13 @@ from medsign_lite.gate_measurements import (
     fixed_places,
     mean_of_rows,
 )
+from medsign_lite.gate_verdicts import Gate, agrees, judge, line
 from medsign_lite.gates import (
     GATES,
     MEASUREMENTS,
     RECORDED_GATES,
-    Gate,
-    agrees,
     compare,
-    judge,
     judge_recorded,
-    line,
     main,
     measure,
 )

@@ -30,11 +30,13 @@ LAYERS = {
         autoencoder_training denoiser_training grounding report_supervision report_tokenizer
         sample_cache held_out decoder_scores encoded_images diffusion_finetuning diffusion_step
         keys key_detection detection_table localised_training
-        attack_scores attack_curves regeneration purification forgery""",
+        attack_scores attack_curves regeneration purification forgery
+        watermark_methods table1_weights matched_quality""",
     3: """plotting figures widgets index_page notebook_execution tutorial bundle gates
         gate_measurements scale_measurements command_line detect_command generate_command
         keys_command
-        attack_measurements attacker""",
+        attack_measurements attacker
+        table1 table1_measurements table1_record gate_verdicts table1_gates""",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in (ROOT / "medsign_lite").glob("*.py"))
