@@ -27,10 +27,11 @@ from medsign_lite.matched_quality import LADDER, gain_rows
 from medsign_lite.processor import tune_processor
 from medsign_lite.published import table1 as published_rows
 from medsign_lite.results import ROOT, record_result
+from medsign_lite.rows import table
 from medsign_lite.table1_measurements import TableImages, parts
-from medsign_lite.table1_weights import ROWS, load_method, recipes
+from medsign_lite.table1_record import COLUMNS, flat_row
+from medsign_lite.table1_weights import OWN, ROWS, load_method, recipes
 
-OWN = "medsign-sharp"  # the shipped decoder, which the others are compared with
 RIVALS = tuple(row for row in ROWS if not row.startswith("medsign"))
 CONVENTIONS_OF = (OWN, "stable-signature")
 BASELINES = ROOT / "build" / "baselines"
@@ -123,6 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = {"modality": options.modality} | images.config() | {"ladder": options.ladder}
     config["parts"] = {name: found[name].settings for name in chosen}
     record_result(options.out, groups, config)
+    if "rows" in groups:
+        shown = table([flat_row(row) for row in groups["rows"]], ["row", *COLUMNS], decimals=3)
+        print(shown.set_index("row").T.to_string())
     print(f"recorded: {', '.join(groups)} in {options.out}")
 
 

@@ -11,8 +11,7 @@ from medsign_lite.attacks import PAPER_ATTACKS
 from medsign_lite.gate_measurements import figure
 from medsign_lite.gate_verdicts import agrees
 from medsign_lite.results import read_result
-from medsign_lite.table1 import OWN
-from medsign_lite.table1_weights import ROWS
+from medsign_lite.table1_weights import OWN, ROWS
 
 # What a table shows of a row, in order; each has its interval.
 COLUMNS = (

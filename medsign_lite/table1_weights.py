@@ -34,6 +34,7 @@ ROWS = (
     "dct-dwt", "ssl-watermark", "wam-kind", "stable-signature-published", "stable-signature",
     "medsign-literal", "medsign-sharp",
 )  # fmt: skip
+OWN = "medsign-sharp"  # the shipped decoder, which the others are compared with
 TITLES = {
     "stable-signature-published": "Stable Signature, extractor by its published transforms",
     "stable-signature": "Stable Signature, extractor of MedSign",

@@ -45,10 +45,10 @@ def test_dct_dwt_has_the_psnr_it_is_given_and_is_read(plane):
         method = dct_dwt(psnr=33.0, plane=plane).at_psnr(decibels)
         marked = method.mark(image, LATENTS)
         assert psnr(marked, image, data_range=1.0).mean() == pytest.approx(decibels, abs=0.8)
-        # Even over a step is its square over 12; half a step for half of the bits, over 8.
+        # Even over a step is its square over 12; half a step, for the share of ones, over 4.
         drawn, _ = method.draw(smooth, LATENTS)
-        less = decibels - 10 * math.log10(12 / 8)
-        assert psnr(drawn, smooth, data_range=1.0).mean() == pytest.approx(less, abs=0.5)
+        less = decibels - 10 * math.log10(12 / 4 * float(method.message.mean()))
+        assert psnr(drawn, smooth, data_range=1.0).mean() == pytest.approx(less, abs=0.2)
         assert accuracy(method, marked) > 0.97
         assert method.settings["psnr"] == decibels and method.settings["plane"] == plane
 
