@@ -34,6 +34,9 @@ from medsign_lite.table1_weights import OWN, ROWS, load_method, recipes
 
 RIVALS = tuple(row for row in ROWS if not row.startswith("medsign"))
 CONVENTIONS_OF = (OWN, "stable-signature")
+# A part's name is its group's prefix and the row's key; the options that figures depend on.
+_PREFIXES = {"rows": "", "curves": "curve-", "conventions": "conventions-", "chroma": "chroma"}
+_OF_FIGURES = ("seed", "resamples", "ladder", "false_positive_rate", "empirical_rate")
 BASELINES = ROOT / "build" / "baselines"
 
 
@@ -47,13 +50,14 @@ def part_names(conventions: Sequence[str] = CONVENTIONS_OF) -> dict[str, str | N
     return names | {"chroma": None}
 
 
-def command_of(part: str, *, modality: str, images: int, seed: int = 0) -> str:
-    """The command that measures one part again, alone."""
-    text = (
-        f"python -m medsign_lite.table1 --modality {modality} --images {images} --data MANIFEST "
-        f"--only {part} --again --out build/table1_{modality}_{part}.json"
-    )
-    return text + (f" --seed {seed}" if seed else "")
+def command_of(part: str, *, modality: str, images: int, **changed: object) -> str:
+    """The command that measures one part again, alone; `changed` options are not the defaults."""
+    words = [f"--modality {modality} --images {images} --data MANIFEST --only {part} --again"]
+    for name, value in changed.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        words.append(" ".join([f"--{name.replace('_', '-')}", *map(str, values)]))
+    words.append(f"--out build/table1_{modality}_{part}.json")
+    return " ".join(["python -m medsign_lite.table1", *words])
 
 
 def gains(curves: Sequence[Mapping], generator: torch.Generator, resamples: int) -> list[dict]:
@@ -113,14 +117,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups = measure(images, {name: found[name] for name in chosen}, keep=keep)
     if not options.only or len(groups.get("curves", ())) > len(options.ladder):
         groups["gains"] = gains(groups["curves"], images.generator("gains"), options.resamples)
-    for group, prefix in (("rows", ""), ("curves", "curve-"), ("conventions", "conventions-")):
+    settings = {name: getattr(options, name) for name in _OF_FIGURES}
+    changed = {name: v for name, v in settings.items() if v != parser.get_default(name)}
+    for group, prefix in _PREFIXES.items():
         for row in groups.get(group, ()):
             row.pop("matches_per_image", None)  # of use to the comparison alone
-            row["command"] = command_of(prefix + row["row"], modality=options.modality,
-                                        images=options.images, seed=options.seed)  # fmt: skip
-    for row in groups.get("chroma", ()):
-        row["command"] = command_of("chroma", modality=options.modality, images=options.images,
-                                    seed=options.seed)  # fmt: skip
+            row["command"] = command_of(
+                prefix + row.get("row", ""), modality=options.modality, images=options.images,
+                **changed,
+            )  # fmt: skip
     config = {"modality": options.modality} | images.config() | {"ladder": options.ladder}
     config["parts"] = {name: found[name].settings for name in chosen}
     record_result(options.out, groups, config)
