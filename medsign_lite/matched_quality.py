@@ -24,6 +24,15 @@ from medsign_lite.rows import mean_row
 LADDER = (32.0, 34.0, 36.0, 38.0, 40.0, 42.0, 44.0, 46.0)  # dB
 
 
+def check_ladder(ladder: Sequence[float]) -> None:
+    """Raise a ValueError unless a ladder has at least two rungs, rising, from 20 to 60 dB."""
+    rising = list(ladder) == sorted(set(ladder)) and len(ladder) > 1
+    if not rising or not all(20 <= rung <= 60 for rung in ladder):
+        raise ValueError(
+            f"expected a ladder of at least two rising PSNRs from 20 to 60 dB, got {list(ladder)}"
+        )
+
+
 def scale_to_psnr(marked: Tensor, originals: Tensor, decibels: float) -> Tensor:
     """Scale each image's residual so that, rounded to 8 bits, it has a PSNR of `decibels`.
 

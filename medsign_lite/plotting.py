@@ -15,7 +15,7 @@ from torch import Tensor
 COLOUR_MAP = "viridis"
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
 _GREYS = ("0.25", "0.75", "0.5", "0.9", "0.4", "0.65")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", ":", "-.")
 
 Array = Tensor | np.ndarray | Sequence
@@ -217,7 +217,7 @@ def plot_quality_curves(rows: Sequence[Mapping], *, ax: Axes | None = None) -> A
     """
     if not rows:
         raise ValueError("expected at least one row with 'method' and 'psnr', got none")
-    ax = ax or new_axes(figsize=(6.5, 3.6))
+    ax = ax or new_axes(figsize=(8.0, 4.2))
     for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
         own = sorted((row for row in rows if row["method"] == method), key=lambda r: r["psnr"])
         heights = np.array([row["bit_accuracy"] for row in own], dtype=float)
@@ -227,7 +227,7 @@ def plot_quality_curves(rows: Sequence[Mapping], *, ax: Axes | None = None) -> A
             [row["psnr"] for row in own], heights, capsize=2, markersize=5, label=method,
             yerr=np.clip([heights - ends[0], ends[1] - heights], 0, None),
             color=("black", "0.45")[number % 2], linestyle=_LINES[number % 4],
-            marker=_MARKERS[number % 6],
+            marker=_MARKERS[number % len(_MARKERS)],
         )  # fmt: skip
     ax.axhline(0.5, color="black", linestyle=":", linewidth=1)
     ax.text(1.01, 0.5, "chance", transform=ax.get_yaxis_transform(), va="center", size=8)

@@ -23,7 +23,7 @@ from medsign_lite.attacker import measure
 from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.held_out import generated_latents
 from medsign_lite.latent_diffusion import BUNDLED, load_pipeline
-from medsign_lite.matched_quality import LADDER, gain_rows
+from medsign_lite.matched_quality import LADDER, check_ladder, gain_rows
 from medsign_lite.processor import tune_processor
 from medsign_lite.published import table1 as published_rows
 from medsign_lite.results import ROOT, record_result
@@ -107,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = part_names(options.conventions)
     if unknown := set(options.only or ()) - set(names):
         parser.error(f"unknown parts {sorted(unknown)}: expected some of {', '.join(names)}")
+    check_ladder(options.ladder)
     tune_processor()
     chosen = [name for name in names if name in (options.only or names)]
     folder = options.work / f"{options.modality}-{options.images}"

@@ -146,11 +146,9 @@ def method_row(
 
 
 def curve_rows(
-    images: TableImages,
-    method: WatermarkMethod,
-    ladder: Sequence[float],
+    images: TableImages, method: WatermarkMethod, ladder: Sequence[float],
     generator: torch.Generator,
-) -> list[dict]:
+) -> list[dict]:  # fmt: skip
     """Rows of `curve_row`, one per rung, with the method's key."""
     check_readable(method, images.originals[:1])
     rows = []
@@ -174,14 +172,14 @@ def convention_rows(
     rounded (to 8 bits before the attack), bit_accuracy, and change, the difference from the paper's
     reading, image by image, both with their intervals.
     """
-    check_readable(method, images.originals[:1], PAPER_ATTACKS | CONVENTIONS)
+    attacks = PAPER_ATTACKS | CONVENTIONS
+    check_readable(method, images.originals[:1], attacks)
     drawn, _ = images.drawn(method)
     options = {"generator": generator, "resamples": images.resamples}
-    attacks = PAPER_ATTACKS | CONVENTIONS
 
-    def shares(marked: Tensor, attacks: Mapping[str, Attack]) -> dict[str, Tensor]:
-        counts = count_matches(marked, method.read, method.message, attacks=attacks)
-        return dict(zip(attacks, counts.T.double() / method.bits, strict=True))
+    def shares(marked: Tensor, chosen: Mapping[str, Attack]) -> dict[str, Tensor]:
+        counts = count_matches(marked, method.read, method.message, attacks=chosen)
+        return dict(zip(chosen, counts.T.double() / method.bits, strict=True))
 
     rounded = shares(quantise(drawn), attacks)
     floats = shares(drawn.clamp(0, 1), PAPER_ATTACKS)

@@ -8,6 +8,8 @@ folder; an interrupted command goes on when it is given again.
 `recipes` returns them with the names put in. Stable Signature has two rows. The published one gets
 an extractor of HiDDeN's kind that saw no rotation, brightness or blur; the fair one reads with
 MedSign's extractor, so that only the decoders differ. MedSign's literal map is Eq. 1 as printed.
+For SSL Watermark in the features of a ResNet-50 of DINO's, `--resnet50 FILE` takes the place of
+`--minutes 60` in its command.
 """
 
 from collections.abc import Callable
@@ -44,7 +46,10 @@ TITLES = {
 _AS_PUBLISHED = " ".join(STABLE_SIGNATURE_ATTACKS)
 _FINETUNING = "python -m medsign_lite.finetuning --modality {m} --pipeline {w}/pipeline"
 _PLAIN = "--total-variation 0 --preservation 0 --attack-strength 0 --minutes 30"
-_SAMPLES = "python -m medsign_lite.sample_cache --data MANIFEST --modality {m} --count 1500"
+_SAMPLES = (
+    "python -m medsign_lite.sample_cache --data MANIFEST --pipeline {w}/pipeline --modality {m} "
+    "--count 1500"
+)
 # As the shipped decoders were trained (`bundle.py`), but for the map.
 _MEDSIGN = (
     "--masking 0 --preservation {p:g} "

@@ -8,6 +8,8 @@ import torch
 from medsign_lite.attacks import PAPER_ATTACKS
 from medsign_lite.detection import p_value
 from medsign_lite.matched_quality import (
+    LADDER,
+    check_ladder,
     count_matches,
     curve_row,
     gain_rows,
@@ -59,6 +61,13 @@ def test_scale_to_psnr_refuses_an_image_without_a_mark():
     marked[0] += 0.1
     with pytest.raises(ValueError, match="image 1 has no residual"):
         scale_to_psnr(marked, image, 40.0)
+
+
+@pytest.mark.parametrize("ladder", [[40.0], [40.0, 40.0], [42.0, 40.0], [10.0, 40.0], [40.0, 61.0]])
+def test_check_ladder_refuses_what_is_no_ladder(ladder):
+    check_ladder(LADDER)
+    with pytest.raises(ValueError, match="at least two rising PSNRs from 20 to 60 dB, got"):
+        check_ladder(ladder)
 
 
 class First:

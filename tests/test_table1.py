@@ -192,6 +192,8 @@ def test_main_refuses(run, capsys, tmp_path):
         run(out=None)
     with pytest.raises(ValueError, match="holds 4 latents, 5 were asked for"):
         run("--only", "dct-dwt", images=5)
+    with pytest.raises(ValueError, match=r"at least two rising PSNRs .* got \[40.0, 38.0\]"):
+        run("--only", "dct-dwt", "--ladder", "40", "38")
     with pytest.raises(ValueError, match="rate of 0.001 takes at least 3000 unmarked images"):
         run("--only", "dct-dwt", **{"empirical-rate": 0.001})
     with pytest.raises(ValueError, match="expected a row among dct-dwt, .* got 'fog'"):
