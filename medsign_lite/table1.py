@@ -28,7 +28,7 @@ from medsign_lite.processor import tune_processor
 from medsign_lite.published import table1 as published_rows
 from medsign_lite.results import ROOT, record_result
 from medsign_lite.rows import table
-from medsign_lite.table1_measurements import TableImages, parts
+from medsign_lite.table1_measurements import TableImages, check_empirical_rate, parts
 from medsign_lite.table1_record import COLUMNS, flat_row
 from medsign_lite.table1_weights import OWN, ROWS, load_method, recipes
 
@@ -69,8 +69,7 @@ def gains(curves: Sequence[Mapping], generator: torch.Generator, resamples: int)
     return gain_rows(of[OWN], rivals, generator=generator, resamples=resamples)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m medsign_lite.table1", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--modality", choices=MODALITIES, required=True)
@@ -97,6 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "table1", help=(
         "samples and finished parts"))  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = _parser()
     options = parser.parse_args(arguments)
     if options.recipes:
         made = recipes(options.modality, weights=options.weights, baselines=options.baselines)
@@ -108,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(options.only or ()) - set(names):
         parser.error(f"unknown parts {sorted(unknown)}: expected some of {', '.join(names)}")
     check_ladder(options.ladder)
+    if options.empirical_rate is not None:
+        check_empirical_rate(options.empirical_rate, options.images)
     tune_processor()
     chosen = [name for name in names if name in (options.only or names)]
     folder = options.work / f"{options.modality}-{options.images}"

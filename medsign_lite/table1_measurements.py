@@ -30,6 +30,17 @@ def images_needed(rate: float) -> int:
     return math.ceil(RULE_OF_THREE / rate - 1e-9)
 
 
+def check_empirical_rate(rate: float, images: int) -> None:
+    """Raise a ValueError unless so many unmarked images can state a false-positive rate."""
+    if not 0 < rate < 1:
+        raise ValueError(f"expected a false-positive rate in (0, 1), got {rate}")
+    if images < images_needed(rate):
+        raise ValueError(
+            f"to count a false-positive rate of {rate:g} takes at least {images_needed(rate)} "
+            f"unmarked images, got {images}: ask for more images or a larger rate"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableImages:
     """The images that every row of the table is measured on.
@@ -56,17 +67,11 @@ class TableImages:
     _drawn: dict = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        rate, count = self.empirical_rate, len(self.latents)
-        if rate is None:
-            stated = [r for r in EMPIRICAL_RATES if images_needed(r) <= count]
+        if self.empirical_rate is None:
+            stated = [r for r in EMPIRICAL_RATES if images_needed(r) <= len(self.latents)]
             object.__setattr__(self, "empirical_rate", stated[0] if stated else None)
-        elif not 0 < rate < 1:
-            raise ValueError(f"expected a false-positive rate in (0, 1), got {rate}")
-        elif count < images_needed(rate):
-            raise ValueError(
-                f"to count a false-positive rate of {rate:g} takes at least {images_needed(rate)} "
-                f"unmarked images, got {count}: ask for more images or a larger rate"
-            )
+        else:
+            check_empirical_rate(self.empirical_rate, len(self.latents))
 
     @cached_property
     def originals(self) -> Tensor:
