@@ -61,11 +61,11 @@ TINY_AUTOENCODER = ROOT.parent / "shared" / "data" / "taesd"
 
 
 def measure(
-    target: Target, chosen: dict[str, Part], *, keep: Path, command: str
+    target: Target, chosen: dict[str, Part], *, keep: Path, command: str = ""
 ) -> dict[str, list[dict]]:
     """Rows by group of the chosen parts; each finished one is kept in a folder and not repeated.
 
-    Each row says with which command its part is measured alone: `command` and the part's name.
+    With a `command` each row says how its part is measured alone: `command` and the part's name.
 
     Raises:
         ValueError: if a kept part is of another target or of other settings.
@@ -81,7 +81,7 @@ def measure(
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
             rows = part.measure(target.generator(name))
             record_result(path, {"rows": rows}, config)
-        alone = {"command": f"{command} --only {name}"}
+        alone = {"command": f"{command} --only {name}"} if command else {}
         rows = [row | alone for row in read_result(path)["values"]["rows"]]
         groups.setdefault(part.group, []).extend(rows)
     return groups
