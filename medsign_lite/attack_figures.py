@@ -159,7 +159,7 @@ def attack_figure(
     top, bottom = figure.subfigures(2, 1, height_ratios=(3, 1.2))
     left, middle, right = top.subplots(1, 3)
     show_image(before, title="marked", ax=left)
-    show_image(after, title=chosen.title, ax=middle)
+    show_image(after, title=f"{attack} {strength:g}", ax=middle)
     pair = aligned(chosen, before)
     if pair is None:
         right.text(0.5, 0.5, "only moves pixels:\nno PSNR", ha="center", va="center")

@@ -67,8 +67,9 @@ def test_main_draws_both_figures_and_records_what_they_are_of(pipeline, tmp_path
         "--data", str(tmp_path / "manifest.csv"), "--out", str(out), "--weights", str(weights),
         "--decoder", f"Plain={variants}/plain_{{modality}}", "--steps", "2",
     ])  # fmt: skip
-    widths = [Image.open(out / f"paper_fig{number}.png").size[0] for number in (2, 3)]
-    assert min(widths) > 400
+    for number in (2, 3):
+        with Image.open(out / f"paper_fig{number}.png") as picture:
+            assert picture.size[0] > 400
     document = read_result(out / "paper_figures.json")
     assert document["config"]["decoders"] == ["Plain", "MedSign"]
     assert document["values"]["images"]["fundus"]["id"] == "fundus-1"
@@ -93,6 +94,7 @@ def test_compare_draws_the_same_latents_with_every_decoder(pipeline, tmp_path):
     )
     folders = {name: tmp_path / name for name in ("same", "bright")}
     row = paper_drawings.compare(pipeline, word, latents, folders, title="chest")
-    assert torch.equal(row.marked["same"], row.original)
+    half_a_step = 0.5 / 255  # a decoder is stored in half floats: some pixels round otherwise
+    assert (row.marked["same"] - row.original).abs().mean() < half_a_step
     assert (row.marked["bright"] - row.original).mean() > 0.05
     assert row.map.min() >= 0 and row.map.max() <= 1 and torch.equal(row.mask, word.mask)

@@ -1,6 +1,7 @@
 import importlib.util
 import shlex
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,9 +66,9 @@ def fake_run(monkeypatch, tmp_path, weights, *, works=True, status=0):
         calls.append(command)
         if works:
             record(tmp_path, images=500, weights=weights_fingerprint(weights, ("extractor",)))
-        return type("Done", (), {"returncode": status})
+        return SimpleNamespace(returncode=status)
 
-    monkeypatch.setattr(recorded.subprocess, "run", run)
+    monkeypatch.setattr(recorded, "subprocess", SimpleNamespace(run=run))
     return calls
 
 
