@@ -37,6 +37,7 @@ import torch
 
 from medsign_lite.attack_measurements import HELD_OUT, Part, Target, parts
 from medsign_lite.attack_scores import Detector
+from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.extractor import load_extractor
 from medsign_lite.forgery import COUNTS
@@ -50,8 +51,12 @@ from medsign_lite.results import ROOT, read_result, record_result, to_json
 TINY_AUTOENCODER = ROOT.parent / "shared" / "data" / "taesd"
 
 
-def measure(target: Target, chosen: dict[str, Part], *, keep: Path) -> dict[str, list[dict]]:
+def measure(
+    target: Target, chosen: dict[str, Part], *, keep: Path, command: str = ""
+) -> dict[str, list[dict]]:
     """Rows by group of the chosen parts; each finished one is kept in a folder and not repeated.
+
+    With a `command` each row says how its part is measured alone: `command` and the part's name.
 
     Raises:
         ValueError: if a kept part is of another target or of other settings.
@@ -69,7 +74,9 @@ def measure(target: Target, chosen: dict[str, Part], *, keep: Path) -> dict[str,
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
             rows = part.measure(target.generator(name))
             record_result(path, {"rows": rows}, config)
-        groups.setdefault(part.group, []).extend(read_result(path)["values"]["rows"])
+        alone = {"command": f"{command} --only {name}"} if command else {}
+        rows = [row | alone for row in read_result(path)["values"]["rows"]]
+        groups.setdefault(part.group, []).extend(rows)
     return groups
 
 
@@ -109,11 +116,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(options.only or ()) - set(every):
         parser.error(f"unknown parts {sorted(unknown)}: expected some of {', '.join(every)}")
     chosen = {name: every[name] for name in options.only or every}
-    groups = measure(target, chosen, keep=work / "parts")
+    groups = measure(target, chosen, keep=work / "parts", command=_command(options))
     settings = {name: part.settings for name, part in chosen.items()}
-    config = {"modality": options.modality} | target.config() | {"parts": settings}
+    config = {"modality": options.modality, "weights": _fingerprint(options)} | target.config()
+    config["parts"] = settings
     record_result(options.out, groups, config)
     print(f"recorded: {', '.join(groups)} in {options.out}")
+
+
+def _command(options: argparse.Namespace) -> str:
+    """What measures the same again, with words in capitals for folders and files."""
+    words = [f"python -m medsign_lite.attacker --modality {options.modality}"]
+    words += [f"--images {options.images} --own-images {options.own_images} --seed {options.seed}"]
+    words += [f"--counts {' '.join(map(str, options.counts))} --data MANIFEST --out FILE"]
+    others = ("weights", "pipeline", "extractor", "decoder", "message", "cache")
+    given = (name for name in others if getattr(options, name) not in (None, BUNDLED.parent))
+    return " ".join([*words, *(f"--{name} {name.upper()}" for name in given)])
+
+
+def _fingerprint(options: argparse.Namespace) -> str | None:
+    """Of the networks in --weights, or None if others took part."""
+    if any((options.pipeline, options.extractor, options.decoder, options.message)):
+        return None
+    return weights_fingerprint(options.weights, weights_of(options.modality))
+
+
+def weights_of(modality: str) -> tuple[str, ...]:
+    """Sub-folders of the weights that an attacker's figures depend on."""
+    return ("pipeline", "extractor", f"decoder_{modality}")
 
 
 def _autoencoders(folders: Sequence[Path], device: str) -> dict[str, Autoencoder]:

@@ -130,26 +130,50 @@ SWEEPS = {
     "noise": (0.0, 0.02, 0.05, 0.1, 0.15, 0.2),
 }
 
+# Lowest and highest value of the same parameter: beyond them an attack makes no sense.
+RANGES = {
+    "brightness": (0, 10),
+    "crop": (0.01, 1),
+    "jpeg": (1, 100),
+    "rotation": (-180, 180),
+    "resize": (0.01, 4),
+    "contrast": (0, 10),
+    "blur": (0.1, 10),
+    "noise": (0, 1),
+}
+
+
+def check_strengths(name: str, values: Iterable[float], low: float, high: float) -> None:
+    """Raise a ValueError that names attack, range and value if one is not in [low, high]."""
+    for value in values:
+        if not low <= value <= high:
+            raise ValueError(f"{name}: expected a strength in [{low}, {high}], got {value}")
+
 
 def sweep(name: str, values: Iterable[float] | None = None) -> dict[str, Attack]:
     """One attack at several strengths, for a robustness curve.
 
     Args:
         name: a key of `SWEEPS`.
-        values: of the attack's first parameter; default `SWEEPS[name]`.
+        values: of the attack's first parameter, within `RANGES`; default `SWEEPS[name]`.
 
     Returns:
         {"jpeg 95": Attack, "jpeg 80": Attack, ...} in the order of the values.
+
+    Raises:
+        ValueError: if the name is unknown or a value out of the attack's range.
     """
     if name not in SWEEPS:
         raise ValueError(f"expected one of {', '.join(SWEEPS)}, got {name!r}")
+    values = SWEEPS[name] if values is None else tuple(values)
+    check_strengths(name, values, *RANGES[name])
     attack = ATTACK_TABLE[name]
     parameter = next(iter(attack.parameters))
     fields = {key: value for key, value in vars(attack).items() if key not in ("name", "title")}
     return _table(*(
         Attack(name=f"{name} {value:g}", title=f"{name.capitalize()} {value:g}",
                **fields | {"parameters": attack.parameters | {parameter: value}})
-        for value in (SWEEPS[name] if values is None else values)
+        for value in values
     ))  # fmt: skip
 
 
@@ -191,7 +215,7 @@ def random_attack(
         ValueError: if a name or the strength is not as above.
     """
     check_training_attacks(names)
-    require(0 <= strength <= 1, "strength in [0, 1]", strength)
+    require(0 <= strength <= 1, "a random attack's strength in [0, 1]", strength)
     check_image(image, in_range=False)
     name = names[int(torch.randint(len(names), (1,), generator=generator))]
     where, down, across, coin = torch.rand(4, generator=generator).tolist()

@@ -149,7 +149,7 @@ def write_manifest(path: str | os.PathLike, records: Iterable[Record]) -> Path:
     def relative(file: Path | None) -> str:
         if file is None:
             return ""
-        resolved = folder.resolve(file)
+        resolved = folder.resolve(Path(file).absolute())  # relative ones are the caller's
         if not resolved.is_relative_to(folder.path):
             raise ValueError(f"{file} lies outside the manifest's folder {folder.path}")
         return resolved.relative_to(folder.path).as_posix()

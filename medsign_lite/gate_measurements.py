@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import FINDINGS, Record, read_manifest
 from medsign_lite.decoder_scores import score_decoder
 from medsign_lite.detection import bit_bias, empirical_false_positive_rate, extract_logits
@@ -68,10 +69,7 @@ class Sample:
     @cached_property
     def fingerprint(self) -> str:
         """Names the weights' contents."""
-        digest = hashlib.sha256()
-        for path in sorted(self.weights.rglob("*.safetensors")):
-            digest.update(path.relative_to(self.weights).as_posix().encode() + path.read_bytes())
-        return digest.hexdigest()[:12]
+        return weights_fingerprint(self.weights)
 
     @property
     def folder(self) -> Path:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from medsign_lite.attacker import measure
+from medsign_lite.attacker import measure, weights_of
+from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.held_out import generated_latents
 from medsign_lite.latent_diffusion import BUNDLED, load_pipeline
@@ -34,9 +35,8 @@ from medsign_lite.table1_weights import OWN, ROWS, load_method, recipes
 
 RIVALS = tuple(row for row in ROWS if not row.startswith("medsign"))
 CONVENTIONS_OF = (OWN, "stable-signature")
-# A part's name is its group's prefix and the row's key; the options that figures depend on.
-_PREFIXES = {"rows": "", "curves": "curve-", "conventions": "conventions-", "chroma": "chroma"}
 _OF_FIGURES = ("seed", "resamples", "ladder", "false_positive_rate", "empirical_rate")
+_FOLDERS = ("weights", "baselines", "cache")
 BASELINES = ROOT / "build" / "baselines"
 
 
@@ -50,14 +50,17 @@ def part_names(conventions: Sequence[str] = CONVENTIONS_OF) -> dict[str, str | N
     return names | {"chroma": None}
 
 
-def command_of(part: str, *, modality: str, images: int, **changed: object) -> str:
-    """The command that measures one part again, alone; `changed` options are not the defaults."""
-    words = [f"--modality {modality} --images {images} --data MANIFEST --only {part} --again"]
-    for name, value in changed.items():
-        values = value if isinstance(value, list | tuple) else [value]
-        words.append(" ".join([f"--{name.replace('_', '-')}", *map(str, values)]))
-    words.append(f"--out build/table1_{modality}_{part}.json")
-    return " ".join(["python -m medsign_lite.table1", *words])
+def _command(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """What measures the same again but for `--only PART`; folders and files are capitals."""
+    words = [f"python -m medsign_lite.table1 --modality {options.modality}"]
+    words.append(f"--images {options.images} --data MANIFEST --again --out FILE")
+    for name in (*_OF_FIGURES, *_FOLDERS):
+        value = getattr(options, name)
+        if value != parser.get_default(name):
+            values = value if isinstance(value, list | tuple) else [value]
+            values = [name.upper()] if name in _FOLDERS else map(str, values)
+            words.append(" ".join([f"--{name.replace('_', '-')}", *values]))
+    return " ".join(words)
 
 
 def gains(curves: Sequence[Mapping], generator: torch.Generator, resamples: int) -> list[dict]:
@@ -122,19 +125,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep = folder / "parts"
     for name in chosen if options.again else ():
         (keep / f"{name}.json").unlink(missing_ok=True)
-    groups = measure(images, {name: found[name] for name in chosen}, keep=keep)
+    groups = measure(images, {name: found[name] for name in chosen}, keep=keep,
+                     command=_command(options, parser))  # fmt: skip
     if not options.only or len(groups.get("curves", ())) > len(options.ladder):
         groups["gains"] = gains(groups["curves"], images.generator("gains"), options.resamples)
-    settings = {name: getattr(options, name) for name in _OF_FIGURES}
-    changed = {name: v for name, v in settings.items() if v != parser.get_default(name)}
-    for group, prefix in _PREFIXES.items():
-        for row in groups.get(group, ()):
-            row.pop("matches_per_image", None)  # of use to the comparison alone
-            row["command"] = command_of(
-                prefix + row.get("row", ""), modality=options.modality, images=options.images,
-                **changed,
-            )  # fmt: skip
-    config = {"modality": options.modality} | images.config() | {"ladder": options.ladder}
+    for row in groups.get("curves", ()):
+        del row["matches_per_image"]  # of use to the comparison alone
+    fingerprint = weights_fingerprint(options.weights, weights_of(options.modality))
+    config = {"modality": options.modality, "weights": fingerprint} | images.config()
+    config["ladder"] = options.ladder
     config["parts"] = {name: found[name].settings for name in chosen}
     record_result(options.out, groups, config)
     if "rows" in groups:

@@ -1,7 +1,6 @@
 """The measurements of Table 1, one watermark at a time, on images that no training has seen."""
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -12,7 +11,7 @@ from torch import Tensor
 from medsign_lite.attack_measurements import Part
 from medsign_lite.attacks import CONVENTIONS, PAPER_ATTACKS, Attack
 from medsign_lite.checkpoints import digest
-from medsign_lite.detection import empirical_false_positive_rate, extract_logits
+from medsign_lite.detection import empirical_false_positive_rate, extract_logits, images_needed
 from medsign_lite.evaluation import evaluate_attacks, quality_row
 from medsign_lite.images import quantise
 from medsign_lite.latent_diffusion import Autoencoder, decode
@@ -22,18 +21,10 @@ from medsign_lite.rows import mean_row
 from medsign_lite.watermark_methods import WatermarkMethod, as_grey_file, dct_dwt
 
 EMPIRICAL_RATES = (1e-3, 1e-2, 1e-1)  # the first that the images can tell anything of
-RULE_OF_THREE = 3  # no event in N trials: the rate is below 3 / N, with 95 % confidence
-
-
-def images_needed(rate: float) -> int:
-    """Fewest unmarked images that can tell a false-positive rate from a larger one."""
-    return math.ceil(RULE_OF_THREE / rate - 1e-9)
 
 
 def check_empirical_rate(rate: float, images: int) -> None:
     """Raise a ValueError unless so many unmarked images can state a false-positive rate."""
-    if not 0 < rate < 1:
-        raise ValueError(f"expected a false-positive rate in (0, 1), got {rate}")
     if images < images_needed(rate):
         raise ValueError(
             f"to count a false-positive rate of {rate:g} takes at least {images_needed(rate)} "

@@ -114,6 +114,14 @@ def test_stable_signatures_attacks_can_be_drawn_and_neither_turn_nor_brighten():
     assert sorted(attacks.STABLE_SIGNATURE_ATTACKS).count("jpeg") == 2
 
 
+def test_every_sweep_lies_in_its_range():
+    assert set(attacks.RANGES) == set(attacks.SWEEPS)
+    for name, values in attacks.SWEEPS.items():
+        low, high = attacks.RANGES[name]
+        assert [*attacks.sweep(name, (low, high))] == [f"{name} {low:g}", f"{name} {high:g}"]
+        assert low <= min(values) and max(values) <= high
+
+
 @pytest.mark.parametrize("name", attacks.TRAINING_RANGES)
 def test_random_attack_stays_in_its_range_and_grows_with_strength(name):
     image = smooth(1) * 0.4 + 0.2
@@ -173,8 +181,13 @@ def test_random_attack_takes_unclamped_images_and_passes_gradients():
     "call, match",
     [
         (lambda x: attacks.sweep("shear"), "expected one of brightness, .* got 'shear'"),
+        (lambda x: attacks.sweep("jpeg", (50, 0)), r"jpeg: .* in \[1, 100\], got 0"),
+        (lambda x: attacks.sweep("blur", (0.0,)), r"blur: .* in \[0.1, 10\], got 0.0"),
         (lambda x: attacks.random_attack(x, names=("shear",), generator=generator()), "'shear'"),
-        (lambda x: attacks.random_attack(x, generator=generator(), strength=2), "got 2"),
+        (
+            lambda x: attacks.random_attack(x, generator=generator(), strength=2),
+            r"attack's strength in \[0, 1\], got 2",
+        ),
         (lambda x: attacks.random_attack(x, names=(), generator=generator()), "got 'none'"),
     ],
 )

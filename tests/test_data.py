@@ -2,6 +2,7 @@
 
 import dataclasses
 import tracemalloc
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +64,14 @@ def test_manifest_paths_are_relative_so_that_the_folder_can_move(folder, tmp_pat
     moved = tmp_path_factory.mktemp("elsewhere") / "moved"
     path.rename(moved)
     assert read_manifest(moved)[0].image == moved / "a.png"
+
+
+def test_relative_paths_of_records_are_the_callers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("made").mkdir()
+    record = Record(id="a", image=Path("made/a.png"), modality="chest", split="test", report="x")
+    write_manifest(Path("made/manifest.csv"), [record])
+    assert read_manifest("made", check_files=False)[0].image == tmp_path / "made" / "a.png"
 
 
 def test_dataset_items_worked_by_hand(folder):

@@ -22,8 +22,8 @@ from medsign_lite.table1_record import (
 )
 from medsign_lite.table1_weights import ROWS
 
-CONFIG = {"modality": "chest", "images": 500, "seed": 0, "latents": "abc", "autoencoder": "def",
-          "false_positive_rate": 1e-6, "empirical_rate": 0.01, "resamples": 1000,
+CONFIG = {"modality": "chest", "weights": "w", "images": 500, "seed": 0, "latents": "abc",
+          "autoencoder": "def", "false_positive_rate": 1e-6, "empirical_rate": 0.01, "resamples": 1000,
           "ladder": [40, 42], "parts": {}}  # fmt: skip
 
 
@@ -122,6 +122,8 @@ def test_disagreements_name_the_columns_that_cannot_both_be_true():
     fresh, recorded = made_up("dct-dwt"), made_up("dct-dwt")
     fresh |= around("seconds", 9.0) | around("psnr", 41.5, 0.5)
     assert disagreements(fresh, recorded) == []
+    few = copy.deepcopy(fresh) | {"images": 5} | around("psnr", 42.5, 0.0)
+    assert disagreements(few, recorded) == []  # five images say little
     fresh["attacks"][3] |= around("bit_accuracy", 0.5)
     assert disagreements(fresh, recorded) == ["jpeg"]
 
