@@ -23,8 +23,8 @@ from medsign_lite.table1_record import (
 from medsign_lite.table1_weights import ROWS
 
 CONFIG = {"modality": "chest", "weights": "w", "images": 500, "seed": 0, "latents": "abc",
-          "autoencoder": "def", "false_positive_rate": 1e-6, "empirical_rate": 0.01, "resamples": 1000,
-          "ladder": [40, 42], "parts": {}}  # fmt: skip
+          "autoencoder": "def", "false_positive_rate": 1e-6, "empirical_rate": 0.01,
+          "resamples": 1000, "ladder": [40, 42], "parts": {}}  # fmt: skip
 
 
 def around(name, value, width=0.01):
