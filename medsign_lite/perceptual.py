@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medsign_lite.checkpoints import load_strictly
+from medsign_lite.metrics import ssim
 
 # Channels of the convolutions of VGG-16, stage by stage; a stage starts with a 2x2 maximum.
 _VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -138,21 +139,44 @@ class MaskedPyramid(nn.Module):
         return F.conv2d(planes, self.kernel.to(image.dtype)).view(image.shape)
 
 
-def perceptual_loss(weights: str | Path | None = None, *, masking: float = 0.7) -> nn.Module:
+class WithStructure(nn.Module):
+    """A perceptual loss plus `weight` times one minus SSIM, the mean over images.
+
+    SSIM (Wang et al., 2004) forgives what changes slowly and what lies in texture. What it scores
+    worst is fine grain in a flat place, which is where a mark goes that is kept off a finding.
+    """
+
+    def __init__(self, loss: nn.Module, weight: float):
+        super().__init__()
+        if not 0 < weight < math.inf:
+            raise ValueError(f"structure: expected a weight above 0, got {weight}")
+        self.loss, self.weight = loss, weight
+        self.name = f"{loss.name}+ssim-{weight:g}"
+
+    def forward(self, image: Tensor, reference: Tensor) -> Tensor:
+        """image, reference: (B, 3, H, W) in [0, 1], H and W at least 16, to a scalar."""
+        loss = self.loss(image, reference)
+        return loss + self.weight * (1 - ssim(image, reference, data_range=1.0).mean())
+
+
+def perceptual_loss(
+    weights: str | Path | None = None, *, masking: float = 0.7, structure: float = 0.0
+) -> nn.Module:
     """Watson-VGG with its published weights, or the stand-in if `weights` is None.
 
-    Record the result's `name` ("watson-vgg" or "masked-pyramid") with whatever is trained.
+    Record the result's `name` ("watson-vgg", "masked-pyramid") with whatever is trained.
 
     Args:
         weights: the published .pth file.
         masking: of the stand-in.
+        structure: above 0, the weight of one minus SSIM, which is added to either.
 
     Raises:
         FileNotFoundError: if the file is named but absent: nothing else stands in for it then.
         ValueError: if it is not a state dict, or not that of Watson-VGG.
     """
     if weights is None:
-        return MaskedPyramid(masking=masking)
+        return _with_structure(MaskedPyramid(masking=masking), structure)
     path = Path(weights)
     if not path.is_file():
         raise FileNotFoundError(f"perceptual weights {path} do not exist; None takes the stand-in")
@@ -164,7 +188,11 @@ def perceptual_loss(weights: str | Path | None = None, *, masking: float = 0.7) 
         raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
     loss = WatsonVGG()
     load_strictly(loss, state, name=f"Watson-VGG in {path.name}")
-    return loss.eval()
+    return _with_structure(loss.eval(), structure)
+
+
+def _with_structure(loss: nn.Module, weight: float) -> nn.Module:
+    return WithStructure(loss, weight) if weight else loss
 
 
 def _check_pair(image: Tensor, reference: Tensor, *, minimum: int) -> None:

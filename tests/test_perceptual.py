@@ -138,3 +138,30 @@ def test_perceptual_losses_refuse_what_is_not_a_pair_of_images(loss):
         loss(torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32))
     with pytest.raises(ValueError, match="at least 16 pixels a side"):
         loss(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
+
+
+def test_structure_adds_one_minus_ssim():
+    # One grey image against another: SSIM is (2 a b + c1) / (a^2 + b^2 + c1), c1 = 0.01^2.
+    reference, image = torch.full((2, 3, 32, 32), 0.5), torch.full((2, 3, 32, 32), 0.4)
+    expected = 3 * (1 - (2 * 0.5 * 0.4 + 1e-4) / (0.5**2 + 0.4**2 + 1e-4))
+    plain, loss = perceptual_loss(), perceptual_loss(structure=3)
+    added = float(loss(image, reference) - plain(image, reference))
+    assert added == pytest.approx(expected, abs=1e-4)  # beside a pyramid of about 70
+    assert loss.name == "masked-pyramid+ssim-3"
+
+
+def test_structure_forgives_slow_changes_and_its_gradient_is_finite():
+    loss = perceptual_loss(structure=100)
+    reference = torch.full((1, 3, 64, 64), 0.5)
+    across = torch.linspace(0, math.pi, 64)
+    slow, fast = (0.02 * torch.cos(across * turns).expand_as(reference) for turns in (1, 40))
+    assert loss(reference + slow, reference) < loss(reference + fast, reference)
+    image = reference.clone().requires_grad_()
+    loss(image, reference).backward()
+    assert image.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
+def test_structure_refuses_other_weights(weight):
+    with pytest.raises(ValueError, match="structure: expected a weight above 0"):
+        perceptual_loss(structure=weight)
