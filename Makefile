@@ -22,13 +22,13 @@ SNAKEMAKE := build/snakemake
 TARGET ?= all
 CHOSEN := $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
-.PHONY: help environment tutorial test unit smoke nbval lint weights gates record notebooks student \
-  workflow clean
+.PHONY: help environment tutorial test unit smoke nbval lint weights gates record results notebooks \
+  student workflow clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
-	@echo "Targets: environment tutorial test unit smoke nbval lint weights gates record notebooks student workflow clean"
+	@echo "Targets: environment tutorial test unit smoke nbval lint weights gates record results notebooks student workflow clean"
 
 environment: $(STAMP)
 
@@ -78,6 +78,11 @@ gates: $(GATE_PHANTOMS) $(STAMP)
 # The recorded figures, from 500 images of each modality; goes on where it was if it is killed.
 record: $(RECORD_PHANTOMS) $(STAMP)
 	$(PY) -m medsign_lite.gates --data $< --record --images 500
+
+# Everything under results/ that is not of these weights, in order, for hours; goes on likewise.
+# What is current, and the command of each: .venv/bin/python -m medsign_lite.recorded --list
+results: $(RECORD_PHANTOMS) $(STAMP)
+	$(PY) -m medsign_lite.recorded --data $<
 
 build/gates/phantoms%/manifest.csv: | $(STAMP)
 	$(PY) -m data_prep.phantoms --out $(@D) --train 300 --validation 0 --test $*

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from medsign_lite.attack_chains import CHAINS, chain, in_turn
 from medsign_lite.attack_scores import Detector
-from medsign_lite.attacks import Attack, sweep
+from medsign_lite.attacks import RANGES as STRENGTHS
+from medsign_lite.attacks import Attack, check_strengths, sweep
 from medsign_lite.distortions import centre_crop, resize_area, rotate
 from medsign_lite.images import quantise, resize
 
@@ -37,19 +38,7 @@ CURVES: dict[str, tuple[float, ...]] = {
     "screenshot": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
 }
 
-# Lowest and highest parameter of each attack.
-RANGES = {
-    "jpeg": (1, 100),
-    "rotation": (-180, 180),
-    "crop": (0.01, 1),
-    "resize": (0.01, 4),
-    "brightness": (0, 10),
-    "contrast": (0, 10),
-    "noise": (0, 1),
-    "blur": (0.1, 10),
-    "chain": (0, 1),
-    "screenshot": (0, 1),
-}
+RANGES = STRENGTHS | dict.fromkeys(CHAINS, (0, 1))
 GEOMETRY = (centre_crop, resize_area, rotate)
 
 
@@ -70,10 +59,7 @@ def curve(name: str, values: Sequence[float] | None = None) -> dict[str, Attack]
     if name not in CURVES:
         raise ValueError(f"expected an attack among {', '.join(CURVES)}, got {name!r}")
     values = CURVES[name] if values is None else tuple(values)
-    low, high = RANGES[name]
-    for value in values:
-        if not low <= value <= high:
-            raise ValueError(f"{name}: expected a strength in [{low}, {high}], got {value}")
+    check_strengths(name, values, *RANGES[name])
     if name in CHAINS:
         attacks = {attack.name: attack for attack in (chain(name, value) for value in values)}
     else:

@@ -7,11 +7,12 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medsign_lite.attack_curves import CURVES, attack_curve_rows
 from medsign_lite.attack_scores import Detector
 from medsign_lite.attacks import PAPER_ATTACKS
+from medsign_lite.checkpoints import digest
 from medsign_lite.data import Record
 from medsign_lite.distortions import gaussian_blur
 from medsign_lite.evaluation import evaluate_attacks
@@ -70,7 +71,7 @@ class Target:
     @cached_property
     def purification(self) -> str:
         """Name of the folder for the state of its purification."""
-        return f"purification-{_digest(self.decoder)}-{self.seed}"
+        return f"purification-{digest(self.decoder)}-{self.seed}"
 
     def generator(self, name: str) -> torch.Generator:
         """Its own stream for every part, so that one can be repeated alone."""
@@ -82,23 +83,13 @@ class Target:
         return {
             "images": len(self.latents),
             "seed": self.seed,
-            "latents": _digest([self.latents]),
-            "decoder": _digest(self.decoder),
-            "pipeline": _digest(self.pipeline.vae, self.pipeline.unet),
-            "extractor": _digest(self.detector.extractor),
-            "message": _digest([self.detector.message]),
+            "latents": digest([self.latents]),
+            "decoder": digest(self.decoder),
+            "pipeline": digest(self.pipeline.vae, self.pipeline.unet),
+            "extractor": digest(self.detector.extractor),
+            "message": digest([self.detector.message]),
             "false_positive_rate": self.detector.false_positive_rate,
         }
-
-
-def _digest(*sources: nn.Module | Sequence[Tensor]) -> str:
-    """Names the contents of tensors, or of networks by their weights."""
-    digest = hashlib.sha256()
-    for source in sources:
-        tensors = source.state_dict().values() if isinstance(source, nn.Module) else source
-        for tensor in tensors:
-            digest.update(tensor.detach().cpu().double().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +186,7 @@ def parts(
         add(f"curve-{name}", "curves", partial(one_curve, name), strengths=values)
     for name, model in ({"original": vae} | dict(autoencoders)).items():
         add(f"autoencoder-{name}", "regeneration", partial(regenerated, name, model),
-            model=_digest(model))  # fmt: skip
+            model=digest(model))  # fmt: skip
     for timestep in timesteps:
         add(f"diffusion-{timestep}", "regeneration", partial(diffused, timestep),
             sampler_steps=SAMPLER_STEPS)  # fmt: skip

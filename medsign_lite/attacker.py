@@ -34,33 +34,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from medsign_lite.attack_measurements import HELD_OUT, Part, Target, parts
 from medsign_lite.attack_scores import Detector
-from medsign_lite.data import MODALITIES, Record, read_manifest
+from medsign_lite.checkpoints import weights_fingerprint
+from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.extractor import load_extractor
 from medsign_lite.forgery import COUNTS
-from medsign_lite.held_out import readable
-from medsign_lite.latent_cache import read_latent_cache
-from medsign_lite.latent_diffusion import (
-    BUNDLED,
-    Autoencoder,
-    LatentDecoder,
-    load_decoder,
-    load_pipeline,
-)
+from medsign_lite.held_out import generated_latents
+from medsign_lite.latent_diffusion import BUNDLED, Autoencoder, load_decoder, load_pipeline
 from medsign_lite.messages import message_from_string
 from medsign_lite.processor import tune_processor
 from medsign_lite.regeneration import load_autoencoder
 from medsign_lite.results import ROOT, read_result, record_result, to_json
-from medsign_lite.sample_cache import FIRST_SEED, choose_records, sample_with_maps
 
 TINY_AUTOENCODER = ROOT.parent / "shared" / "data" / "taesd"
 
 
-def measure(target: Target, chosen: dict[str, Part], *, keep: Path) -> dict[str, list[dict]]:
+def measure(
+    target: Target, chosen: dict[str, Part], *, keep: Path, command: str = ""
+) -> dict[str, list[dict]]:
     """Rows by group of the chosen parts; each finished one is kept in a folder and not repeated.
+
+    With a `command` each row says how its part is measured alone: `command` and the part's name.
 
     Raises:
         ValueError: if a kept part is of another target or of other settings.
@@ -71,12 +67,16 @@ def measure(target: Target, chosen: dict[str, Part], *, keep: Path) -> dict[str,
         path, config = keep / f"{name}.json", about | part.settings
         if path.is_file():
             if (kept := read_result(path)["config"]) != config:
-                raise ValueError(f"{path} was measured with another configuration: {kept}")
+                raise ValueError(
+                    f"{path} was measured with another configuration: {kept}, now {config}"
+                )
         else:
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
             rows = part.measure(target.generator(name))
             record_result(path, {"rows": rows}, config)
-        groups.setdefault(part.group, []).extend(read_result(path)["values"]["rows"])
+        alone = {"command": f"{command} --only {name}"} if command else {}
+        rows = [row | alone for row in read_result(path)["values"]["rows"]]
+        groups.setdefault(part.group, []).extend(rows)
     return groups
 
 
@@ -116,11 +116,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(options.only or ()) - set(every):
         parser.error(f"unknown parts {sorted(unknown)}: expected some of {', '.join(every)}")
     chosen = {name: every[name] for name in options.only or every}
-    groups = measure(target, chosen, keep=work / "parts")
+    groups = measure(target, chosen, keep=work / "parts", command=_command(options))
     settings = {name: part.settings for name, part in chosen.items()}
-    config = {"modality": options.modality} | target.config() | {"parts": settings}
+    config = {"modality": options.modality, "weights": _fingerprint(options)} | target.config()
+    config["parts"] = settings
     record_result(options.out, groups, config)
     print(f"recorded: {', '.join(groups)} in {options.out}")
+
+
+def _command(options: argparse.Namespace) -> str:
+    """What measures the same again, with words in capitals for folders and files."""
+    words = [f"python -m medsign_lite.attacker --modality {options.modality}"]
+    words += [f"--images {options.images} --own-images {options.own_images} --seed {options.seed}"]
+    words += [f"--counts {' '.join(map(str, options.counts))} --data MANIFEST --out FILE"]
+    others = ("weights", "pipeline", "extractor", "decoder", "message", "cache")
+    given = (name for name in others if getattr(options, name) not in (None, BUNDLED.parent))
+    return " ".join([*words, *(f"--{name} {name.upper()}" for name in given)])
+
+
+def _fingerprint(options: argparse.Namespace) -> str | None:
+    """Of the networks in --weights, or None if others took part."""
+    if any((options.pipeline, options.extractor, options.decoder, options.message)):
+        return None
+    return weights_fingerprint(options.weights, weights_of(options.modality))
+
+
+def weights_of(modality: str) -> tuple[str, ...]:
+    """Sub-folders of the weights that an attacker's figures depend on."""
+    return ("pipeline", "extractor", f"decoder_{modality}")
 
 
 def _autoencoders(folders: Sequence[Path], device: str) -> dict[str, Autoencoder]:
@@ -151,32 +174,13 @@ def _target(options: argparse.Namespace, work: Path) -> Target:
         pipeline=pipeline,
         decoder=decoder,
         detector=Detector(extractor=extractor, message=message),
-        latents=_latents(pipeline, records, options, work),
+        latents=generated_latents(
+            pipeline, records, work / "samples", modality=options.modality, count=options.images,
+            cache=options.cache,
+        ),
         clean=own,
         seed=options.seed,
-    )
-
-
-def _latents(
-    pipeline, records: Sequence[Record], options: argparse.Namespace, work: Path
-) -> Tensor:
-    """Those of --cache, or sampled from the reports of the test split."""
-    folder, count = options.cache, options.images
-    if folder is None:
-        some = choose_records(
-            readable(pipeline.tokenizer, records),
-            modality=options.modality, split="test", count=count,
-        )  # fmt: skip
-        first = FIRST_SEED["test"]
-        folder = sample_with_maps(
-            pipeline, [r.report for r in some], [()] * count, work / "samples",
-            seeds=range(first, first + count),
-        )  # fmt: skip
-    original = LatentDecoder(pipeline.vae).eval()
-    latents = read_latent_cache(folder, original, limit=count).latents.float()
-    if len(latents) < count:
-        raise ValueError(f"{folder} holds {len(latents)} latents, {count} were asked for")
-    return latents
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

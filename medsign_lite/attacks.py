@@ -7,7 +7,7 @@ what it does in explicit fields, and `CONVENTIONS` holds the other readings for 
 functions behind the names are in `distortions.py`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -114,6 +114,10 @@ TRAINING_RANGES = {
     "noise": (0.0, 0.0, 0.1),
 }
 
+# What Stable Signature's extractor was pre-trained with, one drawn per batch: nothing, a flip, and
+# two strengths each of crop, resize and JPEG, all eight as likely. No rotation, brightness or blur.
+STABLE_SIGNATURE_ATTACKS = ("none", "flip", *["crop", "resize", "jpeg"] * 2)
+
 # Values of robustness curves, from mild to severe.
 SWEEPS = {
     "brightness": (1.0, 1.25, 1.5, 2.0, 2.5, 3.0),
@@ -126,27 +130,60 @@ SWEEPS = {
     "noise": (0.0, 0.02, 0.05, 0.1, 0.15, 0.2),
 }
 
+# Lowest and highest value of the same parameter: beyond them an attack makes no sense.
+RANGES = {
+    "brightness": (0, 10),
+    "crop": (0.01, 1),
+    "jpeg": (1, 100),
+    "rotation": (-180, 180),
+    "resize": (0.01, 4),
+    "contrast": (0, 10),
+    "blur": (0.1, 10),
+    "noise": (0, 1),
+}
+
+
+def check_strengths(name: str, values: Iterable[float], low: float, high: float) -> None:
+    """Raise a ValueError that names attack, range and value if one is not in [low, high]."""
+    for value in values:
+        if not low <= value <= high:
+            raise ValueError(f"{name}: expected a strength in [{low}, {high}], got {value}")
+
 
 def sweep(name: str, values: Iterable[float] | None = None) -> dict[str, Attack]:
     """One attack at several strengths, for a robustness curve.
 
     Args:
         name: a key of `SWEEPS`.
-        values: of the attack's first parameter; default `SWEEPS[name]`.
+        values: of the attack's first parameter, within `RANGES`; default `SWEEPS[name]`.
 
     Returns:
         {"jpeg 95": Attack, "jpeg 80": Attack, ...} in the order of the values.
+
+    Raises:
+        ValueError: if the name is unknown or a value out of the attack's range.
     """
     if name not in SWEEPS:
         raise ValueError(f"expected one of {', '.join(SWEEPS)}, got {name!r}")
+    values = SWEEPS[name] if values is None else tuple(values)
+    check_strengths(name, values, *RANGES[name])
     attack = ATTACK_TABLE[name]
     parameter = next(iter(attack.parameters))
     fields = {key: value for key, value in vars(attack).items() if key not in ("name", "title")}
     return _table(*(
         Attack(name=f"{name} {value:g}", title=f"{name.capitalize()} {value:g}",
                **fields | {"parameters": attack.parameters | {parameter: value}})
-        for value in (SWEEPS[name] if values is None else values)
+        for value in values
     ))  # fmt: skip
+
+
+def check_training_attacks(names: Sequence[str]) -> None:
+    """Raise a ValueError unless `random_attack` can draw from these names."""
+    known = ["none", "flip", *TRAINING_RANGES]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        expected, came = ", ".join(known), unknown[0] if unknown else "none"
+        raise ValueError(f"expected names among {expected}, got {came!r}")
 
 
 def random_attack(
@@ -163,9 +200,11 @@ def random_attack(
 
     Args:
         image: (B, 3, H, W) around [0, 1]; a decoder's output need not be clamped.
-        names: what to draw from, each as likely: "none" and keys of `TRAINING_RANGES`.
+        names: what to draw from, each as likely: "none", "flip" (left and right) and keys of
+            `TRAINING_RANGES`; one named twice is drawn twice as often.
         generator: a CPU generator.
-        strength: in [0, 1]; the ranges grow in proportion, from no effect to `TRAINING_RANGES`.
+        strength: in [0, 1]; the ranges grow in proportion, from no effect to `TRAINING_RANGES`,
+            and the share of flips that happen.
         minimum: crops and resizes leave at least this many pixels a side (of images that have
             them): what the extractor reads.
 
@@ -175,16 +214,15 @@ def random_attack(
     Raises:
         ValueError: if a name or the strength is not as above.
     """
-    unknown = [name for name in names if name != "none" and name not in TRAINING_RANGES]
-    if unknown or not names:
-        known = ", ".join(["none", *TRAINING_RANGES])
-        raise ValueError(f"expected names among {known}, got {unknown[0] if unknown else 'none'!r}")
-    require(0 <= strength <= 1, "strength in [0, 1]", strength)
+    check_training_attacks(names)
+    require(0 <= strength <= 1, "a random attack's strength in [0, 1]", strength)
     check_image(image, in_range=False)
     name = names[int(torch.randint(len(names), (1,), generator=generator))]
     where, down, across, coin = torch.rand(4, generator=generator).tolist()
     if name == "none" or strength == 0:
         return image
+    if name == "flip":
+        return image.flip(-1) if where < strength else image
     neutral, lowest, highest = TRAINING_RANGES[name]
     low, high = (neutral + strength * (end - neutral) for end in (lowest, highest))
     value = low + where * (high - low)

@@ -198,6 +198,16 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], *, name: str) -> 
     module.load_state_dict(state, strict=True)
 
 
+def digest(*sources: nn.Module | Sequence[Tensor]) -> str:
+    """Names the contents of tensors, or of networks by their weights, in twelve characters."""
+    hashed = hashlib.sha256()
+    for source in sources:
+        tensors = source.state_dict().values() if isinstance(source, nn.Module) else source
+        for tensor in tensors:
+            hashed.update(tensor.detach().cpu().double().numpy().tobytes())
+    return hashed.hexdigest()[:12]
+
+
 def weights_fingerprint(folder: str | Path, parts: Sequence[str] | None = None) -> str:
     """Names the contents of all safetensors below a folder, by which a result says what it is of.
 

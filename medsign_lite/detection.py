@@ -7,7 +7,7 @@ independent; `empirical_false_positive_rate` measures whether they are.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -191,11 +191,25 @@ def detect_logits(
     ]
 
 
+RATES = (1e-1, 1e-2, 1e-3, 1e-6)  # nominal false-positive rates to compare with
+
+
+def images_needed(false_positive_rate: float) -> int:
+    """Fewest unmarked images with which a false-positive rate in (0, 1) can be tested.
+
+    Among that many a detector of this rate calls at least one marked with a probability of 95 %;
+    among fewer, seeing none called marked says little. About 3 / rate: 299 for 1e-2.
+    """
+    if not 0 < false_positive_rate < 1:
+        raise ValueError(f"expected a false-positive rate in (0, 1), got {false_positive_rate}")
+    return math.ceil(math.log(0.05) / math.log1p(-false_positive_rate))
+
+
 def empirical_false_positive_rate(
     logits: Tensor,
     message: Tensor,
     *,
-    rates: Iterable[float] = (1e-1, 1e-2, 1e-3, 1e-6),
+    rates: Sequence[float] | None = None,
 ) -> list[dict[str, float]]:
     """How often unmarked images are called marked, beside what the theory promises.
 
@@ -204,17 +218,30 @@ def empirical_false_positive_rate(
         message: (K,), the message in use, which is the honest test; or (N, K), one per image.
             Messages drawn at random match every image like fair coins, however biased the
             extractor, and so prove nothing about it.
-        rates: nominal false-positive rates.
+        rates: nominal false-positive rates that the images have to be enough for; by default
+            `RATES`, of which the images may only fail to contradict some.
 
     Returns:
         One dict per rate: false_positive_rate (nominal), threshold, theory (what the threshold
         keeps exactly; below the nominal rate because bits are whole), measured, its exact 95 %
-        binomial interval low and high (Clopper-Pearson), false_positives and images (N).
+        binomial interval low and high (Clopper-Pearson), false_positives, images (N) and
+        images_needed to test the rate.
+
+    Raises:
+        ValueError: if there are too few images for a rate that was asked for, or none at all.
     """
+    if not len(logits):
+        raise ValueError("expected logits of at least one unmarked image, got none")
+    for rate in rates or ():
+        if len(logits) < images_needed(rate):
+            raise ValueError(
+                f"a false-positive rate of {rate:g} takes at least {images_needed(rate)} unmarked "
+                f"images to test, got {len(logits)}: give more images, or ask for a larger rate"
+            )
     bits = logits.shape[-1]
     matching = matching_bits(logits, message)
     rows = []
-    for rate in rates:
+    for rate in RATES if rates is None else rates:
         needed = threshold(bits, rate)
         found = int((matching >= needed).sum())
         interval = binomtest(found, len(logits)).proportion_ci(0.95)
@@ -227,6 +254,7 @@ def empirical_false_positive_rate(
             "high": float(interval.high),
             "false_positives": found,
             "images": len(logits),
+            "images_needed": images_needed(rate),
         })  # fmt: skip
     return rows
 

@@ -99,10 +99,12 @@ def rotate(
     from kornia.geometry.transform import rotate as kornia_rotate  # slow to import
 
     _check(image)
-    require(math.isfinite(degrees), "a finite angle in degrees", degrees)
-    require(0 <= fill <= 1, "fill in [0, 1]", fill)
+    require(math.isfinite(degrees), "rotation by a finite angle in degrees", degrees)
+    require(0 <= fill <= 1, "rotation fill in [0, 1]", fill)
     if interpolation not in ("nearest", "bilinear"):
-        raise ValueError(f"expected interpolation 'nearest' or 'bilinear', got {interpolation!r}")
+        raise ValueError(
+            f"expected rotation interpolation 'nearest' or 'bilinear', got {interpolation!r}"
+        )
     angle = torch.full((1,), degrees, dtype=image.dtype, device=image.device)
     return kornia_rotate(image - fill, angle, mode=interpolation) + fill
 
@@ -123,8 +125,11 @@ def jpeg(image: Tensor, quality: int = 50, *, subsampling: int = 2) -> Tensor:
         (B, 3, H, W), every value one of 0, 1/255, ..., 1.
     """
     _check(image)
-    require(1 <= quality <= 100 and quality == int(quality), "whole quality 1 to 100", quality)
-    require(subsampling in (0, 1, 2), "subsampling 0 (4:4:4), 1 (4:2:2) or 2 (4:2:0)", subsampling)
+    require(
+        1 <= quality <= 100 and quality == int(quality), "a whole JPEG quality 1 to 100", quality
+    )
+    ratios = "JPEG subsampling 0 (4:4:4), 1 (4:2:2) or 2 (4:2:0)"
+    require(subsampling in (0, 1, 2), ratios, subsampling)
     return _Jpeg.apply(image, int(quality), subsampling)
 
 

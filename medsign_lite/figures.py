@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from medsign_lite.attacks import ATTACK_TABLE, SWEEPS
+from medsign_lite.attacks import ATTACK_TABLE, SWEEPS, sweep
 from medsign_lite.detection import detect_logits, extract_logits
 from medsign_lite.images import quantise
 from medsign_lite.messages import message_from_string
@@ -225,11 +225,12 @@ def detection_figure(
     """
     if attack != "none" and attack not in SWEEPS:
         raise ValueError(f"attack: expected none or one of {', '.join(SWEEPS)}, got {attack!r}")
-    chosen = ATTACK_TABLE[attack]
-    settings = dict(chosen.parameters)
-    if strength is not None and settings:
-        settings[next(iter(settings))] = strength
-    attacked = quantise(chosen.function(image[None], **settings))
+    if attack == "none" or strength is None:
+        chosen = ATTACK_TABLE[attack]
+    else:
+        (chosen,) = sweep(attack, (strength,)).values()
+    settings = chosen.parameters
+    attacked = quantise(chosen(image[None]))
     logits = extract_logits(extractor, attacked)
     bits = (
         message_from_string(message, bits=logits.shape[1]) if isinstance(message, str) else message

@@ -3,6 +3,9 @@
     python -m medsign_lite.finetuning --cache FOLDER --extractor FOLDER --pipeline FOLDER \
         --out FOLDER --modality chest --message 7 --minutes 30
 
+With `--total-variation 0 --preservation 0 --attack-strength 0` it is Stable Signature's: image and
+message alone, nothing between decoder and extractor.
+
 Latents, the original decoder's images and the maps never change, so they are made once
 (`latent_cache.py`) and a step costs one decoder pass and one extractor pass. The message gets in
 first; then, as long as it is still read under attack, the losses that keep the image as it was
@@ -209,6 +212,9 @@ def main(arguments: list[str] | None = None) -> None:
         "factor of the image losses that it starts from and never goes below"))  # fmt: skip
     parser.add_argument("--attacks", nargs="+", default=list(PAPER_ATTACKS), metavar="NAME", help=(
         "drawn from while training; one named twice is drawn twice as often"))  # fmt: skip
+    parser.add_argument("--attack-strength", type=float, default=1.0, help=(
+        "of the attacks, 0 to 1; at 0 there is nothing between decoder and extractor"))  # fmt: skip
+    parser.add_argument("--total-variation", type=float, help="another weight of that loss")
     parser.add_argument("--preservation", type=float, help="another weight of that loss")
     parser.add_argument("--perceptual-weights", help="published Watson-VGG .pth; else a stand-in")
     parser.add_argument("--masking", type=float, default=0.7, help=(
@@ -225,8 +231,8 @@ def main(arguments: list[str] | None = None) -> None:
     tune_processor()
     extractor = load_extractor(options.extractor, device=options.device)
     weights = PRESETS[options.modality]()
-    if options.preservation is not None:
-        weights = replace(weights, preservation=options.preservation)
+    given = {"total_variation": options.total_variation, "preservation": options.preservation}
+    weights = replace(weights, **{name: w for name, w in given.items() if w is not None})
     vae = load_pipeline(options.pipeline, device=options.device).vae
     decoder = copy_decoder(vae)
     details = {"modality": options.modality, "mirrored": options.mirrored}
@@ -245,7 +251,8 @@ def main(arguments: list[str] | None = None) -> None:
         ),
         minutes=options.minutes, steps=options.steps, batch_size=options.batch_size,
         learning_rate=options.learning_rate, read_well=options.read_well,
-        first_quality=options.first_quality, attack_names=options.attacks, seed=options.seed,
+        first_quality=options.first_quality, attack_strength=options.attack_strength,
+        attack_names=options.attacks, seed=options.seed,
         precision=options.precision, details=details,
     )  # fmt: skip
 

@@ -10,51 +10,22 @@ part under --work, so a run that was killed goes on when the same command is giv
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from medsign_lite.gate_measurements import MEASUREMENTS as OF_WEIGHTS
 from medsign_lite.gate_measurements import Sample, figure
+from medsign_lite.gate_verdicts import Gate, agrees, judge, shown
 from medsign_lite.latent_diffusion import BUNDLED
 from medsign_lite.results import ROOT, read_result, record_result
 from medsign_lite.scale_measurements import manifest, processes
+from medsign_lite.table1_gates import TABLE1_GATES, judge_table1
 
 RESULTS = ROOT / "results"
 REAL_DATA = ROOT.parent / "shared" / "data"
 MEASUREMENTS = OF_WEIGHTS | {"manifest": manifest, "processes": processes}
 ATTACKS = ("brightness", "crop", "jpeg", "rotation", "resize")
-AGREEMENT = 4.0  # standard errors of the difference between a recorded and a fresh figure
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gate:
-    """A requirement on one figure.
-
-    measurement and figure name it: `MEASUREMENTS[measurement](sample)[figure]`. direction is
-    "at least" or "at most"; with `whole` the interval's unfavourable end must pass too.
-    """
-
-    name: str
-    measurement: str
-    figure: str
-    required: float
-    direction: str = "at least"
-    whole: bool = False
-
-    def __post_init__(self) -> None:
-        if self.direction not in ("at least", "at most"):
-            raise ValueError(f"direction must be 'at least' or 'at most', got {self.direction!r}")
-
-    def passes(self, measured: Mapping) -> bool:
-        """Whether a figure {"value", "low", "high"} meets the requirement; NaN never does."""
-        lower = self.direction == "at least"
-        value = measured["low" if lower else "high"] if self.whole else measured["value"]
-        if value is None:
-            return False
-        return value >= self.required if lower else value <= self.required
 
 
 def _of_modality(modality: str) -> list[Gate]:
@@ -107,35 +78,6 @@ RECORDED_GATES = [
 ]  # fmt: skip
 
 
-def line(gate: Gate, measured: Mapping) -> str:
-    """One line: name, required, measured with its interval, pass or short."""
-    sign = ">=" if gate.direction == "at least" else "<="
-    verdict = "pass" if gate.passes(measured) else "short"
-    return f"{gate.name:32} {sign} {gate.required:<6g} {_shown(measured):28} {verdict}"
-
-
-def _shown(measured: Mapping) -> str:
-    if measured["value"] is None:
-        return "not measured"
-    text = f"{measured['value']:.3f}"
-    if measured["low"] is not None and measured["low"] != measured["high"]:
-        text += f" [{measured['low']:.3f}, {measured['high']:.3f}]"
-    return text
-
-
-def agrees(fresh: Mapping, recorded: Mapping) -> bool:
-    """Whether two figures with 95 % intervals could be of one truth.
-
-    The difference is at most `AGREEMENT` standard errors, taken from both intervals; a difference
-    within the rounding of the printed figures always agrees.
-    """
-    values = [fresh["value"], recorded["value"]]
-    if None in values:
-        return values[0] is values[1]
-    errors = [(f["high"] - f["low"]) / 3.92 for f in (fresh, recorded) if f["low"] is not None]
-    return abs(values[0] - values[1]) <= AGREEMENT * math.hypot(*errors) + 5e-3
-
-
 def measure(sample: Sample, names: Iterable[str], *, keep: Path | None = None) -> dict[str, dict]:
     """Run measurements by name; with `keep`, each finished one is kept there and not repeated."""
     figures = {}
@@ -153,15 +95,6 @@ def measure(sample: Sample, names: Iterable[str], *, keep: Path | None = None) -
             record_result(part, figures[name], sample.config(name))
             figures[name] = read_result(part)["values"]
     return figures
-
-
-def judge(gates: Sequence[Gate], figures: Mapping[str, Mapping]) -> bool:
-    """Print one line per gate; True if all pass."""
-    missing = {"value": None, "low": None, "high": None}
-    pairs = [(gate, figures[gate.measurement].get(gate.figure, missing)) for gate in gates]
-    for gate, measured in pairs:
-        print(line(gate, measured))
-    return all(gate.passes(measured) for gate, measured in pairs)
 
 
 def judge_recorded(gates: Sequence[Gate], folder: Path, *, data: Path = REAL_DATA) -> bool:
@@ -206,7 +139,7 @@ def compare(
         recorded = document["values"].get(gate.figure)
         fresh = figures[gate.measurement].get(gate.figure)
         if (recorded is None) != (fresh is None) or (fresh and not agrees(fresh, recorded)):
-            texts = ["nothing" if x is None else _shown(x) for x in (recorded, fresh)]
+            texts = ["nothing" if x is None else shown(x) for x in (recorded, fresh)]
             print(f"{gate.name:32} recorded {texts[0]}, now {texts[1]}: they disagree")
             fine = False
     if fine:
@@ -242,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     passed = judge(gates, figures)
     if options.only == list(MEASUREMENTS):
         passed &= judge_recorded(RECORDED_GATES, options.results)
+        passed &= judge_table1(TABLE1_GATES, options.results)
     if options.record:
         for name, values in figures.items():
             record_result(options.results / f"{name}.json", values, sample.config(name))

@@ -1,11 +1,13 @@
 """What the shipped model does on phantoms and prompts that it was not trained on.
 
-Three measurements, each on records of a manifest with exact masks: how well the autoencoder
-reconstructs, whether the generator draws what the report names (asked of an independent
-classifier), and whether the attention lies on the finding (against exact masks, beside controls).
+Generated images to measure on, and three measurements, each on records of a manifest with exact
+masks: how well the autoencoder reconstructs, whether the generator draws what the report names
+(asked of an independent classifier), and whether the attention lies on the finding (against exact
+masks, beside controls).
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,11 +16,13 @@ from torch.nn import functional as F
 from medsign_lite.data import CHEST_FINDINGS, FINDINGS, Record, load_mask
 from medsign_lite.images import load_image, quantise, resize
 from medsign_lite.judge_networks import HALVES, FindingClassifier
-from medsign_lite.latent_diffusion import decode, encode, image_size
+from medsign_lite.latent_cache import read_latent_cache
+from medsign_lite.latent_diffusion import LatentDecoder, decode, encode, image_size
 from medsign_lite.localisation import attention_on_latents, scale_attention, word_tokens
 from medsign_lite.localisation_scores import localisation_rows
 from medsign_lite.metrics import psnr
 from medsign_lite.rows import mean_row, share_row
+from medsign_lite.sample_cache import FIRST_SEED, choose_records, sample_with_maps
 from medsign_lite.selection import select_token
 
 TIMESTEPS = (200, 400, 600, 800)  # of 1000: the layout is still open, some detail is there
@@ -33,6 +37,44 @@ def readable(tokenizer, records: Sequence[Record]) -> list[Record]:
 def read_images(records: Sequence[Record], size: tuple[int, int]) -> Tensor:
     """Images (N, 3, H, W) in [0, 1] of `size` (H, W)."""
     return torch.cat([resize(load_image(r.image)[None], size) for r in records])
+
+
+def generated_latents(
+    pipeline,
+    records: Sequence[Record],
+    folder: str | Path,
+    *,
+    modality: str,
+    count: int,
+    cache: str | Path | None = None,
+) -> Tensor:
+    """Latents of the images that watermarks are scored on: the same for every caller.
+
+    Args:
+        records: of a manifest; the reports of its test split are the prompts.
+        folder: where samples are kept; a killed run goes on.
+        cache: a latent cache to read instead of sampling.
+
+    Returns:
+        (count, C, h, w), scaled, float32.
+
+    Raises:
+        ValueError: if there is no such record, or the cache holds fewer.
+    """
+    if cache is None:
+        some = choose_records(
+            readable(pipeline.tokenizer, records), modality=modality, split="test", count=count
+        )
+        first = FIRST_SEED["test"]
+        cache = sample_with_maps(
+            pipeline, [r.report for r in some], [()] * count, folder,
+            seeds=range(first, first + count),
+        )  # fmt: skip
+    original = LatentDecoder(pipeline.vae).eval()
+    latents = read_latent_cache(cache, original, limit=count).latents.float()
+    if len(latents) < count:
+        raise ValueError(f"{cache} holds {len(latents)} latents, {count} were asked for")
+    return latents
 
 
 def reconstruction_row(

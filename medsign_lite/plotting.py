@@ -15,7 +15,7 @@ from torch import Tensor
 COLOUR_MAP = "viridis"
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
 _GREYS = ("0.25", "0.75", "0.5", "0.9", "0.4", "0.65")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", ":", "-.")
 
 Array = Tensor | np.ndarray | Sequence
@@ -205,6 +205,34 @@ def plot_attack_accuracy(rows: Sequence[Mapping], *, ax: Axes | None = None) -> 
     ax.set_ylabel("bit accuracy")
     if methods != [""]:
         ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(methods))
+    return ax
+
+
+def plot_quality_curves(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
+    """Bit accuracy over PSNR, one line per method, with intervals: the further right, the better.
+
+    Args:
+        rows: each with "method", "psnr" in dB and "bit_accuracy", and optionally
+            "bit_accuracy_low" and "bit_accuracy_high".
+    """
+    if not rows:
+        raise ValueError("expected at least one row with 'method' and 'psnr', got none")
+    ax = ax or new_axes(figsize=(8.0, 4.2))
+    for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        own = sorted((row for row in rows if row["method"] == method), key=lambda r: r["psnr"])
+        heights = np.array([row["bit_accuracy"] for row in own], dtype=float)
+        ends = [[row.get(f"bit_accuracy_{end}", row["bit_accuracy"]) for row in own]
+                for end in ("low", "high")]  # fmt: skip
+        ax.errorbar(
+            [row["psnr"] for row in own], heights, capsize=2, markersize=5, label=method,
+            yerr=np.clip([heights - ends[0], ends[1] - heights], 0, None),
+            color=("black", "0.45")[number % 2], linestyle=_LINES[number % 4],
+            marker=_MARKERS[number % len(_MARKERS)],
+        )  # fmt: skip
+    ax.axhline(0.5, color="black", linestyle=":", linewidth=1)
+    ax.text(1.01, 0.5, "chance", transform=ax.get_yaxis_transform(), va="center", size=8)
+    ax.set(xlabel="PSNR (dB), the same for every image", ylabel="bit accuracy", ylim=(0.4, 1.02))
+    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return ax
 
 

@@ -1,7 +1,10 @@
 """Pre-training of the watermark extractor (Sec. 2.1): step, evaluate, fit, and a command.
 
     python -m medsign_lite.pretraining --images FOLDER --out FOLDER --minutes 50
+    python -m medsign_lite.pretraining --images FOLDER --out FOLDER --minutes 50 \
+        --network folded --attacks none flip crop crop resize resize jpeg jpeg
 
+The second is Stable Signature's: HiDDeN's network, by the transforms that it was published with.
 The loss is the message's alone; nobody will see the embedder's images. What an extractor reads
 well at a small strength, the watermarking decoder will later be able to write at a small strength.
 """
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from medsign_lite.attacks import PAPER_ATTACKS, random_attack
+from medsign_lite.attacks import PAPER_ATTACKS, check_training_attacks, random_attack
 from medsign_lite.budgets import Budget, log_row
 from medsign_lite.curriculum import (
     SPECTRAL_CURRICULUM,
@@ -111,12 +114,14 @@ def pretrain_step(
     strength: float,
     attack_strength: float = 0.0,
     attacks: int = 4,
+    attack_names: Sequence[str] = tuple(PAPER_ATTACKS),
     precision: str = "auto",
     generator: torch.Generator,
     processes: Processes | None = None,
 ) -> tuple[dict[str, float], Tensor]:
     """One optimiser step on images (B, 3, H, W) in [0, 1] and messages (B, K) in {0, 1}.
 
+    `attacks` parts of the batch each meet one attack, drawn from `attack_names`.
     With `processes` these are this one's share of the batch. Batch normalisation sees no more than
     that, so several processes do not quite take the steps of one.
 
@@ -127,8 +132,8 @@ def pretrain_step(
         marked = embedder.embed(images, messages, strength, generator=generator).float()
         marked = off_grid(marked, embedder.grid, generator=generator)
         logits = read_under_attack(
-            extractor, marked, strength=attack_strength, parts=attacks, generator=generator,
-            processes=processes,
+            extractor, marked, strength=attack_strength, parts=attacks, names=attack_names,
+            generator=generator, processes=processes,
         )  # fmt: skip
     loss = message_loss(logits, messages)
     descend(loss, optimiser, processes)
@@ -179,6 +184,7 @@ def fit(
     steps: int | None = None,
     batch_pixels: int = 64 * 96 * 96,
     largest_batch: int = 128,
+    attack_names: Sequence[str] = tuple(PAPER_ATTACKS),
     learning_rate: float = 1e-3,
     held_out: int = 128,
     seed: int = 0,
@@ -194,13 +200,16 @@ def fit(
         out: gets log.jsonl, training.pt while running, and the whitened extractor/ at the end.
         batch_pixels: a batch holds this many pixels, so that small crops come in larger batches,
             but at most `largest_batch` images.
+        attack_names: of the random attacks; one named twice is drawn twice as often.
 
     Raises:
-        ValueError: if not exactly one of minutes and steps is given, or images are too few.
+        ValueError: if not exactly one of minutes and steps is given, images are too few, or an
+            attack is unknown.
         NoTakeOff: if the run stays at chance (see `CurriculumConfig.patience_images`).
     """
     if len(images) <= held_out:
         raise ValueError(f"{held_out} images are held out, got only {len(images)} in all")
+    check_training_attacks(attack_names)
     config, curriculum = config or ExtractorConfig(), curriculum or CurriculumConfig()
     processes = Processes(device)
     device = processes.device
@@ -218,6 +227,8 @@ def fit(
         network=network_name(config), config=asdict(config), curriculum=asdict(curriculum),
         seed=seed,
     )  # fmt: skip
+    if tuple(attack_names) != tuple(PAPER_ATTACKS):  # states from before there was a choice go on
+        settings["attack_names"] = list(attack_names)
     if saved := load_training_state(out / "training.pt", settings=settings):
         for name, part in (("embedder", embedder), ("extractor", extractor),
                            ("optimiser", optimiser)):  # fmt: skip
@@ -256,8 +267,9 @@ def fit(
         messages = random_messages(batch_size, config.bits, generator=generator).to(device)
         values, logits = pretrain_step(
             embedder, extractor, optimiser, batch, processes.part(messages),
-            strength=state.strength, attack_strength=state.attack_strength, precision=precision,
-            generator=generator, processes=processes,
+            strength=state.strength, attack_strength=state.attack_strength,
+            attack_names=attack_names, precision=precision, generator=generator,
+            processes=processes,
         )  # fmt: skip
         state.update(processes.gather(logits), messages)
         budget.tick()
@@ -304,6 +316,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--network", default="spectral", choices=sorted(CHOICES), help=(
         "spectral (our own), folded or published (HiDDeN's)"))  # fmt: skip
     parser.add_argument("--strength", type=float, default=0.0126, help="last RMS of the residual")
+    parser.add_argument("--attacks", nargs="+", default=list(PAPER_ATTACKS), metavar="NAME", help=(
+        "drawn from while training; one named twice is drawn twice as often"))  # fmt: skip
     parser.add_argument("--learning-rate", type=float, help="default: as suits the network")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -318,6 +332,7 @@ def main(arguments: list[str] | None = None) -> None:
             images, options.out, config=config(bits=options.bits),
             minutes=minutes, steps=options.steps,
             curriculum=replace(curriculum, last_strength=options.strength),
+            attack_names=options.attacks,
             learning_rate=options.learning_rate or learning_rate, seed=options.seed,
             device=options.device, precision=options.precision,
         )  # fmt: skip

@@ -55,8 +55,8 @@ def purify(
     """
     if len(latents) != len(images) or not len(images) or steps < 0:
         raise ValueError(
-            "expected latents of each clean image, at least one, and 0 or more steps, got "
-            f"{len(latents)}, {len(images)} and {steps}"
+            "purification: expected latents of each clean image, at least one, and 0 or more "
+            f"steps, got {len(latents)}, {len(images)} and {steps}"
         )
     purified = copy.deepcopy(decoder).requires_grad_(True)
     device = next(purified.parameters()).device

@@ -14,6 +14,9 @@ import ipywidgets
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from medsign_lite.attack_curves import CURVES
+from medsign_lite.attack_figures import attack_figure
+from medsign_lite.attack_scores import Detector
 from medsign_lite.attacks import ATTACK_TABLE, SWEEPS
 from medsign_lite.figures import (
     aas_figure,
@@ -28,6 +31,8 @@ __all__ = [
     "FigurePanel",
     "aas_figure",
     "aas_widget",
+    "attack_figure",
+    "attack_widget",
     "attention_figure",
     "attention_widget",
     "cas_figure",
@@ -197,5 +202,34 @@ def detection_widget(image: Tensor, extractor: nn.Module, message: Tensor | str)
 
     def draw(**settings) -> Figure:
         return detection_figure(image, extractor, message, **settings)
+
+    return FigurePanel(draw, controls)
+
+
+def attack_widget(
+    image: Tensor, detector: Detector, *, attack: str = "jpeg", strength: float | None = None
+) -> FigurePanel:
+    """`attack_figure` with controls for the attack and its strength."""
+
+    def strengths(name: str) -> list:
+        return [(f"{value:g}", value) for value in CURVES[name]]
+
+    def middle(name: str) -> float:
+        return CURVES[name][len(CURVES[name]) // 2]
+
+    first = middle(attack) if strength is None else strength
+    controls = {
+        "attack": _dropdown("attack", CURVES, attack),
+        "strength": _dropdown("strength", strengths(attack), first),
+    }
+
+    def follow(change) -> None:
+        controls["strength"].options = strengths(change.new)
+        controls["strength"].value = middle(change.new)
+
+    controls["attack"].observe(follow, names="value")
+
+    def draw(**settings) -> Figure:
+        return attack_figure(image, detector, **settings)
 
     return FigurePanel(draw, controls)

@@ -5,6 +5,7 @@ from tiny_pipeline import tiny_autoencoder, tiny_pipeline
 
 from medsign_lite import attacker
 from medsign_lite.attack_measurements import HELD_OUT, Part
+from medsign_lite.checkpoints import save_checkpoint, weights_fingerprint
 from medsign_lite.data import Record, write_manifest
 from medsign_lite.images import save_image
 from medsign_lite.latent_cache import write_latent_cache
@@ -47,24 +48,27 @@ def test_measure_keeps_finished_parts_and_goes_on(tmp_path):
     calls, target = [], Wanted(images=3)
     chosen = counting(calls, fail=("second",))
     with pytest.raises(KeyboardInterrupt):
-        attacker.measure(target, chosen, keep=tmp_path)
-    groups = attacker.measure(target, chosen, keep=tmp_path)
+        attacker.measure(target, chosen, keep=tmp_path, command="measure")
+    groups = attacker.measure(target, chosen, keep=tmp_path, command="measure")
     assert calls == ["first", "second", "second"]
     assert [*groups] == ["group first", "group second"]
-    assert groups == attacker.measure(target, chosen, keep=tmp_path)
+    assert groups == attacker.measure(target, chosen, keep=tmp_path, command="measure")
     assert len(calls) == 3
-    alone = attacker.measure(target, {"second": chosen["second"]}, keep=tmp_path / "other")
+    alone = attacker.measure(
+        target, {"second": chosen["second"]}, keep=tmp_path / "other", command="measure"
+    )
     assert alone == {"group second": groups["group second"]}
+    assert alone["group second"][0]["command"] == "measure --only second"
 
 
 def test_measure_refuses_parts_of_another_configuration(tmp_path):
     chosen = counting([])
-    attacker.measure(Wanted(images=3), chosen, keep=tmp_path)
+    attacker.measure(Wanted(images=3), chosen, keep=tmp_path, command="measure")
     with pytest.raises(ValueError, match="first.json was measured with another configuration"):
-        attacker.measure(Wanted(images=4), chosen, keep=tmp_path)
+        attacker.measure(Wanted(images=4), chosen, keep=tmp_path, command="measure")
     other = {"first": Part(group="group first", settings={"of": "x"}, measure=lambda _: [])}
     with pytest.raises(ValueError, match="another configuration: {'images': 3, 'of': 'first'}"):
-        attacker.measure(Wanted(images=3), other, keep=tmp_path)
+        attacker.measure(Wanted(images=3), other, keep=tmp_path, command="measure")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,7 @@ def models(tmp_path_factory):
     pipeline.save_pretrained(folder / "pipeline")
     save_decoder(folder / "decoder_chest", copy_decoder(pipeline.vae), {"message": MESSAGE})
     tiny_autoencoder().save_pretrained(folder / "tiny")
+    save_checkpoint(folder / "extractor", {"w": torch.ones(1)}, {"kind": "extractor"})
     records = [Record(id=f"{split}{i}", image=folder / "image.png", modality="chest", split=split,
                       report="no edema") for split in ("train", "test")
                for i in range(HELD_OUT + 2)]  # fmt: skip
@@ -111,8 +116,16 @@ def test_main_records_rows_with_their_configuration(run, models, tmp_path):
     assert [*values] == ["unattacked", "regeneration", "forgery"]
     assert [row["model"] for row in values["regeneration"]] == ["tiny"]
     assert {row["averaged"] for row in values["forgery"]} == {2}
+    used = ("pipeline", "extractor", "decoder_chest")
+    assert config["weights"] == weights_fingerprint(models, used)
     assert config["modality"] == "chest" and [*config["parts"]] == [*CHOSEN[1:]]
     assert str(models) not in str(document) and MESSAGE not in str(document)
+    (row,) = values["regeneration"]
+    assert row["command"] == (
+        "python -m medsign_lite.attacker --modality chest --images 4 --own-images 2 --seed 0 "
+        "--counts 2 --data MANIFEST --out FILE --weights WEIGHTS --cache CACHE "
+        "--only autoencoder-tiny"
+    )
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
     assert len(times) == 3
     assert run(*CHOSEN)["values"] == values
@@ -126,10 +139,12 @@ def test_main_samples_from_the_reports_where_no_cache_is_given(run):
 
 def test_main_takes_another_message(run, tmp_path):
     turned = "".join("10"[int(bit)] for bit in MESSAGE)
-    own, other = (
-        run("--only", "unattacked", message=text, work=tmp_path / text)["values"]["unattacked"]
+    documents = [
+        run("--only", "unattacked", message=text, work=tmp_path / text)
         for text in (MESSAGE, turned)
-    )
+    ]
+    own, other = (document["values"]["unattacked"] for document in documents)
+    assert documents[0]["config"]["weights"] is None  # not of the weights as they are
     assert own[0]["bit_accuracy"] == pytest.approx(1 - other[0]["bit_accuracy"])
 
 

@@ -96,6 +96,32 @@ def test_random_attack_repeats_with_its_generator_and_draws_every_name():
     assert any(x.shape == image.shape and x[..., 0, 0].eq(0).all() for x in drawn)  # rotations
 
 
+def test_random_attack_flips_left_and_right_as_often_as_it_is_strong():
+    image, stream = smooth(), generator()
+
+    def flips(strength):
+        drawn = [attacks.random_attack(image, names=("flip",), generator=stream, strength=strength)
+                 for _ in range(40)]  # fmt: skip
+        assert all(torch.equal(x, image) or torch.equal(x, image.flip(-1)) for x in drawn)
+        return sum(not torch.equal(x, image) for x in drawn)
+
+    assert 5 < flips(0.5) < 35 and flips(1.0) == 40
+
+
+def test_stable_signatures_attacks_can_be_drawn_and_neither_turn_nor_brighten():
+    attacks.check_training_attacks(attacks.STABLE_SIGNATURE_ATTACKS)
+    assert not {"rotation", "brightness", "blur"} & set(attacks.STABLE_SIGNATURE_ATTACKS)
+    assert sorted(attacks.STABLE_SIGNATURE_ATTACKS).count("jpeg") == 2
+
+
+def test_every_sweep_lies_in_its_range():
+    assert set(attacks.RANGES) == set(attacks.SWEEPS)
+    for name, values in attacks.SWEEPS.items():
+        low, high = attacks.RANGES[name]
+        assert [*attacks.sweep(name, (low, high))] == [f"{name} {low:g}", f"{name} {high:g}"]
+        assert low <= min(values) and max(values) <= high
+
+
 @pytest.mark.parametrize("name", attacks.TRAINING_RANGES)
 def test_random_attack_stays_in_its_range_and_grows_with_strength(name):
     image = smooth(1) * 0.4 + 0.2
@@ -155,8 +181,13 @@ def test_random_attack_takes_unclamped_images_and_passes_gradients():
     "call, match",
     [
         (lambda x: attacks.sweep("shear"), "expected one of brightness, .* got 'shear'"),
+        (lambda x: attacks.sweep("jpeg", (50, 0)), r"jpeg: .* in \[1, 100\], got 0"),
+        (lambda x: attacks.sweep("blur", (0.0,)), r"blur: .* in \[0.1, 10\], got 0.0"),
         (lambda x: attacks.random_attack(x, names=("shear",), generator=generator()), "'shear'"),
-        (lambda x: attacks.random_attack(x, generator=generator(), strength=2), "got 2"),
+        (
+            lambda x: attacks.random_attack(x, generator=generator(), strength=2),
+            r"attack's strength in \[0, 1\], got 2",
+        ),
         (lambda x: attacks.random_attack(x, names=(), generator=generator()), "got 'none'"),
     ],
 )

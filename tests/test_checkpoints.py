@@ -130,6 +130,18 @@ def test_configuration_is_readable_json(folder):
     assert json.loads((folder / "config.json").read_text()) == CONFIG
 
 
+def test_digest_tells_contents_apart_and_nothing_else():
+    layer = nn.Linear(3, 4)
+    same = nn.Linear(3, 4)
+    same.load_state_dict(layer.state_dict())
+    assert checkpoints.digest(layer) == checkpoints.digest(same)
+    assert checkpoints.digest(layer) == checkpoints.digest([layer.weight, layer.bias])
+    assert checkpoints.digest(layer, same) != checkpoints.digest(layer)
+    with torch.no_grad():
+        same.bias[0] += 1e-3
+    assert checkpoints.digest(layer) != checkpoints.digest(same)
+
+
 def test_load_strictly_copies_or_names_what_differs():
     source, target = nn.Linear(3, 4), nn.Linear(3, 4)
     checkpoints.load_strictly(target, source.state_dict(), name="reader")

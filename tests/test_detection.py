@@ -201,3 +201,26 @@ def test_empirical_false_positive_rate_shows_bias_that_random_messages_hide():
     random = random_messages(20_000, 48, generator=stream)
     hidden = detection.empirical_false_positive_rate(biased, random, rates=[1e-2])[0]
     assert hidden["low"] <= hidden["theory"] <= hidden["high"]
+
+
+@pytest.mark.parametrize(("rate", "images"), [(0.5, 5), (1e-2, 299), (1e-3, 2995)])
+def test_images_needed_show_a_false_alarm_with_95_percent(rate, images):
+    assert detection.images_needed(rate) == images
+    assert (1 - rate) ** images <= 0.05 < (1 - rate) ** (images - 1)
+
+
+def test_images_needed_refuses_what_is_no_rate():
+    with pytest.raises(ValueError, match=r"a false-positive rate in \(0, 1\), got 0"):
+        detection.images_needed(0)
+
+
+def test_empirical_false_positive_rate_refuses_too_few_images_for_a_rate_asked_for(message):
+    logits = torch.randn(300, 48, generator=generator())
+    (row,) = detection.empirical_false_positive_rate(logits, message, rates=[1e-2])
+    assert row["images"] == 300 and row["images_needed"] == 299
+    with pytest.raises(ValueError, match="of 0.001 takes at least 2995 unmarked .*, got 300"):
+        detection.empirical_false_positive_rate(logits, message, rates=[1e-2, 1e-3])
+    rows = detection.empirical_false_positive_rate(logits, message)  # nobody asked for one
+    assert [r["images_needed"] <= r["images"] for r in rows] == [True, True, False, False]
+    with pytest.raises(ValueError, match="at least one unmarked image, got none"):
+        detection.empirical_false_positive_rate(logits[:0], message)

@@ -140,3 +140,5 @@ def test_detection_figure_attacks_before_it_reads():
 def test_detection_figure_refuses_an_unknown_attack():
     with pytest.raises(ValueError, match="attack: expected none or one of brightness.*got 'flip'"):
         detection_figure(torch.rand(3, 64, 64), Brightness(), "1111", attack="flip")
+    with pytest.raises(ValueError, match=r"jpeg: expected a strength in \[1, 100\], got 0"):
+        detection_figure(torch.rand(3, 64, 64), Brightness(), "1111", attack="jpeg", strength=0)

@@ -248,7 +248,7 @@ def test_main_fine_tunes_from_folders(tmp_path):
           "--message", "1010"])  # fmt: skip
     first, config = load_checkpoint(tmp_path / "out" / "decoder", kind="decoder")
     assert config["message"] == "1010"
-    assert config["weights"] == vars(chest_weights())
+    assert config["weights"] == vars(chest_weights()) and config["attack_strength"] == 1
     # Another run goes on from there: a step so small that half precision does not show it.
     main([*command, "--out", str(tmp_path / "next"), "--start", str(tmp_path / "out" / "decoder"),
           "--learning-rate", "1e-9", "--mirrored", "--structure", "2"])  # fmt: skip
@@ -257,3 +257,10 @@ def test_main_fine_tunes_from_folders(tmp_path):
     assert config["started_from"]["learning_rate"] == 0.01 and config["message"] == "1010"
     assert config["mirrored"] and config["entries"] == 4 * 6 + 64  # what is held out stays as it is
     assert config["perceptual"] == "masked-pyramid+ssim-2"
+    # Stable Signature's: image and message alone, nothing between decoder and extractor.
+    main([*command, "--out", str(tmp_path / "plain"), "--total-variation", "0",
+          "--preservation", "0", "--attack-strength", "0"])  # fmt: skip
+    _, config = load_checkpoint(tmp_path / "plain" / "decoder", kind="decoder")
+    changed = {"total_variation": 0, "preservation": 0}
+    assert config["weights"] == vars(chest_weights()) | changed
+    assert config["attack_strength"] == 0

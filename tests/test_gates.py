@@ -14,16 +14,13 @@ from medsign_lite.gate_measurements import (
     mean_of_rows,
     weights_of,
 )
+from medsign_lite.gate_verdicts import Gate, agrees, judge, line
 from medsign_lite.gates import (
     GATES,
     MEASUREMENTS,
     RECORDED_GATES,
-    Gate,
-    agrees,
     compare,
-    judge,
     judge_recorded,
-    line,
     main,
     measure,
 )

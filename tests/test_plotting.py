@@ -36,6 +36,7 @@ def test_every_function_leaves_no_pyplot_figure_behind(image):
         plotting.show_token_maps(torch.rand(2, 3, 4), ["a", "b"]),
         plotting.show_difference(image, image),
         plotting.plot_attack_accuracy([{"attack": "none", "bit_accuracy": 1.0}]),
+        plotting.plot_quality_curves([{"method": "a", "psnr": 40.0, "bit_accuracy": 0.9}]),
         plotting.plot_training([{"step": 1, "loss": 2.0}]),
         plotting.plot_bits([0, 1], [0, 1]),
         plotting.plot_logit_histogram(torch.randn(4, 3)),
@@ -146,6 +147,24 @@ def test_plot_attack_accuracy_bars_and_intervals():
     assert ours[0].get_hatch() != other[0].get_hatch()  # readable without colour
     assert "0.80" in texts(ax) and "chance" in texts(ax)
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["ours", "other"]
+
+
+def test_plot_quality_curves_draws_a_line_per_method_with_its_intervals():
+    rows = [
+        {"method": "ours", "psnr": 42.0, "bit_accuracy": 0.9, "bit_accuracy_low": 0.85,
+         "bit_accuracy_high": 0.95},
+        {"method": "ours", "psnr": 38.0, "bit_accuracy": 1.0},
+        {"method": "other", "psnr": 38.0, "bit_accuracy": 0.7},
+    ]  # fmt: skip
+    ax = plotting.plot_quality_curves(rows)
+    ours, other = ax.containers
+    assert ours.lines[0].get_xydata().tolist() == [[38.0, 1.0], [42.0, 0.9]]
+    (segments,) = (lines.get_segments() for lines in ours.lines[2])
+    assert segments[1][:, 1].tolist() == pytest.approx([0.85, 0.95])
+    assert ours.lines[0].get_linestyle() != other.lines[0].get_linestyle()
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["ours", "other"]
+    with pytest.raises(ValueError, match="at least one row with 'method' and 'psnr'"):
+        plotting.plot_quality_curves([])
 
 
 def test_plot_attack_accuracy_without_interval_draws_none():

@@ -112,6 +112,24 @@ def test_fit_refuses_to_resume_other_settings(tmp_path):
         fit(stack(), tmp_path, steps=2, seed=1, **SMALL)
 
 
+def test_fit_draws_from_the_attacks_that_are_named(tmp_path, monkeypatch):
+    drawn = []
+
+    def note(extractor, image, *, names, **options):
+        drawn.append(names)
+        return extractor(image).float()
+
+    monkeypatch.setattr("medsign_lite.pretraining.read_under_attack", note)
+    fit(stack(), tmp_path, steps=1, attack_names=("flip", "crop"), **SMALL)
+    assert drawn == [("flip", "crop")]
+    details = load_checkpoint(tmp_path / "extractor", kind="extractor")[1]["details"]
+    assert details["attack_names"] == ["flip", "crop"]
+    with pytest.raises(ValueError, match="attack_names was .* is None"):
+        fit(stack(), tmp_path, steps=2, **SMALL)
+    with pytest.raises(ValueError, match="expected names among none, flip, .* got 'shear'"):
+        fit(stack(), tmp_path / "other", steps=1, attack_names=("shear",), **SMALL)
+
+
 def test_fit_stops_a_run_that_does_not_take_off(tmp_path):
     settings = SMALL | {"curriculum": CurriculumConfig(
         sizes=(32,), size_starts=(0.0,), patience_images=16, take_off_margin=0.45)}  # fmt: skip

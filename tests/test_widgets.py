@@ -3,11 +3,15 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from medsign_lite.attack_curves import CURVES
+from medsign_lite.attack_scores import Detector
 from medsign_lite.attacks import SWEEPS
 from medsign_lite.widgets import (
     FigurePanel,
     aas_figure,
     aas_widget,
+    attack_figure,
+    attack_widget,
     attention_figure,
     attention_widget,
     cas_figure,
@@ -19,6 +23,7 @@ from medsign_lite.widgets import (
 from tests.test_figures import TOKENS, WORDS, Brightness, recorded, spot
 
 IMAGE = torch.linspace(0, 1, 3 * 64 * 64).reshape(3, 64, 64)
+DETECTOR = Detector(extractor=Brightness(40), message=torch.ones(40))
 MAPS = torch.stack([spot(16), spot(16).flip(0)])
 PAIRS = {
     "attention": lambda: (
@@ -31,6 +36,7 @@ PAIRS = {
         detection_widget(IMAGE, Brightness(40), "1" * 40),
         detection_figure(IMAGE, Brightness(40), "1" * 40),
     ),
+    "attack": lambda: (attack_widget(IMAGE, DETECTOR), attack_figure(IMAGE, DETECTOR)),
 }
 
 
@@ -132,3 +138,16 @@ def test_every_attack_offers_its_own_strengths():
         assert calls[-1]["strength"] == values[-1]
     widget.controls["attack"].value = "none"
     assert calls[-1] == {"attack": "none", "strength": None, "false_positive_rate": 1e-6}
+
+
+def test_every_attack_of_an_attacker_offers_its_own_strengths():
+    widget, _ = PAIRS["attack"]()
+    calls = drawn(widget)
+    for name, values in CURVES.items():
+        if name == "jpeg":
+            continue
+        widget.controls["attack"].value = name
+        assert calls[-1] == {"attack": name, "strength": values[len(values) // 2]}
+        widget.controls["strength"].value = values[-1]
+        assert calls[-1] == {"attack": name, "strength": values[-1]}
+    assert all(call["strength"] in CURVES[call["attack"]] for call in calls)

@@ -433,4 +433,54 @@ BANK = {
         "exchanged": ("left = int(512 * math.sqrt(0.5) * 0.7)", "the side for the crop"),
         "nothing resized": ("left = 512 // 2", "and then it shrinks"),
     },
+    "09_attacks_beyond_the_paper/ex1": {
+        "the row": (
+            "fit = [r for r in rows if r['true_positive_rate'] <= accepted]\n"
+            "return max(fit, key=lambda r: r['psnr'])",
+            "not the whole row",
+        ),
+        "detection ignored": ("return max(r['psnr'] for r in rows)", "look at the detection"),
+        "the worst": (
+            "return min(r['psnr'] for r in rows if r['true_positive_rate'] <= accepted)",
+            "the best quality, not the worst",
+        ),
+        "less than": (
+            "return max(r['psnr'] for r in rows if r['true_positive_rate'] < accepted)",
+            "at most, not less than",
+        ),
+        "no price": (
+            "return max(r['psnr'] for r in rows if r['true_positive_rate'] <= accepted)",
+            "leave rows out whose psnr is None",
+        ),
+        "no attack": (
+            "return max(r['psnr'] for r in rows\n"
+            "           if r['psnr'] and r['true_positive_rate'] <= accepted)",
+            "the answer is None",
+        ),
+        "zero for none": (
+            "return max((r['psnr'] for r in rows\n"
+            "            if r['psnr'] and r['true_positive_rate'] <= accepted), default=0)",
+            "the answer is None",
+        ),
+    },
+    "09_attacks_beyond_the_paper/ex2": {
+        "standard deviations added": ("return mark + detail / math.sqrt(n)", "variances add"),
+        "variance": ("return mark**2 + detail**2 / n", "not the variance"),
+        "mark averaged too": ("return math.sqrt((mark**2 + detail**2) / n)", "does not weaken it"),
+        "detail kept": ("return math.sqrt(mark**2 + detail**2)", "averaging weakens the detail"),
+        "divided by n": ("return math.sqrt(mark**2 + (detail / n) ** 2)", "divides the detail's"),
+        "root of n": (
+            "return math.sqrt(mark**2 + detail**2 / math.sqrt(n))",
+            "divides the detail's",
+        ),
+        "detail alone": ("return math.sqrt(detail**2 / n)", "of one image"),
+    },
+    "09_attacks_beyond_the_paper/ex3": {
+        "none": ("return 0.0", "does not mean none of all"),
+        "one in n": ("return 1 / n", "not one in n"),
+        "the probability left": ("return 0.05 ** (1 / n)", "a miracle"),
+        "rule of three": ("return 3 / n", "a probability of 5 %"),
+        "half of it": ("return 1 - 0.025 ** (1 / n)", "a probability of 5 %"),
+        "one n": ("return 1 - 0.05 ** (1 / 24)", "on the number of images"),
+    },
 }

@@ -1,0 +1,77 @@
+"""Do fresh figures of a few images agree with recorded ones of many?
+
+A lesson measures a few images live, and shows figures that took hours beside them. The two should
+be of one truth: what a few images may be off by is told from the spread of the recorded ones.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+ERRORS = 4.0  # standard errors of the difference: among hundreds of figures none passes by chance
+NORMAL = 2 * 1.96  # standard errors in the width of a 95 % interval
+
+
+def allowed_difference(recorded: Mapping, fresh: Mapping, name: str, *, rounding: float) -> float:
+    """How far a fresh mean may be from a recorded one if both are of one truth.
+
+    The standard error of a mean over n images falls with the root of n. That of the fresh mean is
+    told from the recorded interval: a few images that all say yes have an interval of width 0, or
+    one that says little.
+
+    Args:
+        recorded, fresh: rows with the figure, "images", and in the recorded one its interval.
+        name: of the figure.
+        rounding: what is allowed in any case; where all of many images agreed there is no spread.
+
+    Returns:
+        `ERRORS` standard errors of the difference, and the rounding.
+    """
+    error = (recorded[f"{name}_high"] - recorded[f"{name}_low"]) / NORMAL
+    return ERRORS * error * math.sqrt(1 + recorded["images"] / fresh["images"]) + rounding
+
+
+def agreement_rows(
+    fresh: Sequence[Mapping],
+    recorded: Sequence[Mapping],
+    name: str,
+    *,
+    by: Sequence[str],
+    rounding: float = 0.02,
+) -> list[dict]:
+    """Each fresh figure beside the recorded one of the same attack, strength and so on.
+
+    Args:
+        fresh, recorded: rows as `record_result` keeps them.
+        name: of the figure to compare, such as "bit_accuracy".
+        by: keys that tell rows apart; one that a row lacks counts as None.
+        rounding: as in `allowed_difference`; 0.02 is one bit of 48.
+
+    Returns:
+        One dict per fresh row that has a recorded one: the keys of `by`, images, fresh, recorded,
+        allowed (the largest difference), and agrees.
+
+    Raises:
+        ValueError: if two recorded rows are told apart by nothing, or no fresh row has a recorded
+            one: nothing would be compared.
+    """
+
+    def key(row: Mapping) -> tuple:
+        return tuple(row.get(part) for part in by)
+
+    known = {key(row): row for row in recorded}
+    if len(known) < len(recorded):
+        raise ValueError(f"{len(recorded)} recorded rows are not told apart by {', '.join(by)}")
+    rows = []
+    for row in fresh:
+        other = known.get(key(row))
+        if other is None or row[name] is None or other[name] is None:
+            continue
+        allowed = allowed_difference(other, row, name, rounding=rounding)
+        rows.append(
+            {part: row.get(part) for part in by}
+            | {"images": row["images"], "fresh": row[name], "recorded": other[name]}
+            | {"allowed": allowed, "agrees": abs(row[name] - other[name]) <= allowed}
+        )
+    if not rows:
+        raise ValueError(f"no fresh row has a recorded one by {', '.join(by)}: nothing to compare")
+    return rows

@@ -1,0 +1,74 @@
+"""A gate, and the verdict on a figure: passed or short, agreeing with a recorded one or not."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+AGREEMENT = 4.0  # standard errors of the difference between a recorded and a fresh figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A requirement on one figure.
+
+    measurement and figure name it: `gates.MEASUREMENTS[measurement](sample)[figure]`. direction is
+    "at least" or "at most"; with `whole` the interval's unfavourable end must pass too.
+    """
+
+    name: str
+    measurement: str
+    figure: str
+    required: float
+    direction: str = "at least"
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("at least", "at most"):
+            raise ValueError(f"direction must be 'at least' or 'at most', got {self.direction!r}")
+
+    def passes(self, measured: Mapping) -> bool:
+        """Whether a figure {"value", "low", "high"} meets the requirement; NaN never does."""
+        lower = self.direction == "at least"
+        value = measured["low" if lower else "high"] if self.whole else measured["value"]
+        if value is None:
+            return False
+        return value >= self.required if lower else value <= self.required
+
+
+def line(gate: Gate, measured: Mapping) -> str:
+    """One line: name, required, measured with its interval, pass or short."""
+    sign = ">=" if gate.direction == "at least" else "<="
+    verdict = "pass" if gate.passes(measured) else "short"
+    return f"{gate.name:32} {sign} {gate.required:<6g} {shown(measured):28} {verdict}"
+
+
+def shown(measured: Mapping) -> str:
+    """A figure {"value", "low", "high"} as text, with its interval where there is one."""
+    if measured["value"] is None:
+        return "not measured"
+    text = f"{measured['value']:.3f}"
+    if measured["low"] is not None and measured["low"] != measured["high"]:
+        text += f" [{measured['low']:.3f}, {measured['high']:.3f}]"
+    return text
+
+
+def agrees(fresh: Mapping, recorded: Mapping) -> bool:
+    """Whether two figures with 95 % intervals could be of one truth.
+
+    The difference is at most `AGREEMENT` standard errors, taken from both intervals; a difference
+    within the rounding of the printed figures always agrees.
+    """
+    values = [fresh["value"], recorded["value"]]
+    if None in values:
+        return values[0] is values[1]
+    errors = [(f["high"] - f["low"]) / 3.92 for f in (fresh, recorded) if f["low"] is not None]
+    return abs(values[0] - values[1]) <= AGREEMENT * math.hypot(*errors) + 5e-3
+
+
+def judge(gates: Sequence[Gate], figures: Mapping[str, Mapping]) -> bool:
+    """Print one line per gate; True if all pass."""
+    missing = {"value": None, "low": None, "high": None}
+    pairs = [(gate, figures[gate.measurement].get(gate.figure, missing)) for gate in gates]
+    for gate, measured in pairs:
+        print(line(gate, measured))
+    return all(gate.passes(measured) for gate, measured in pairs)

@@ -1,0 +1,207 @@
+"""Watermarks at one image quality: their strength is scaled until every image has the same PSNR.
+
+A stronger mark is read better, so bit accuracies at different PSNR prove nothing. Each method's
+residual is scaled to each rung of a ladder of PSNRs, rounded to 8 bits, attacked and read; that is
+its curve. Read across, it compares accuracy at equal PSNR; read down, PSNR at equal accuracy.
+
+Bit accuracy does not know how many bits there are: of 32, all are found by chance once in 4e9
+images, of 48, once in 3e14. Where payloads differ, compare log10 of the p-value as well: it says
+how sure a detection is, whatever the number of bits.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from medsign_lite.attacks import PAPER_ATTACKS, Attack
+from medsign_lite.detection import extract_logits, matching_bits, p_value
+from medsign_lite.images import quantise
+from medsign_lite.metrics import interval_of, psnr
+from medsign_lite.rows import mean_row
+
+LADDER = (32.0, 34.0, 36.0, 38.0, 40.0, 42.0, 44.0, 46.0)  # dB
+
+
+def check_ladder(ladder: Sequence[float]) -> None:
+    """Raise a ValueError unless a ladder has at least two rungs, rising, from 20 to 60 dB."""
+    rising = list(ladder) == sorted(set(ladder)) and len(ladder) > 1
+    if not rising or not all(20 <= rung <= 60 for rung in ladder):
+        raise ValueError(
+            f"expected a ladder of at least two rising PSNRs from 20 to 60 dB, got {list(ladder)}"
+        )
+
+
+def scale_to_psnr(marked: Tensor, originals: Tensor, decibels: float) -> Tensor:
+    """Scale each image's residual so that, rounded to 8 bits, it has a PSNR of `decibels`.
+
+    Args:
+        marked: (N, 3, H, W) around [0, 1], best not rounded yet.
+        originals: (N, 3, H, W) in [0, 1].
+        decibels: rounding moves in steps, so what is reached can be a little higher: measure it.
+
+    Returns:
+        (N, 3, H, W), every value one of 0, 1/255, ..., 1.
+
+    Raises:
+        ValueError: if an image is not marked at all.
+    """
+    residual = marked - originals
+    size = residual.double().square().mean(dim=(1, 2, 3)).sqrt()  # (N,)
+    if not (size > 0).all():
+        raise ValueError(f"image {int((size == 0).nonzero()[0])} has no residual to scale")
+    scaled = []
+    for image, change, expected in zip(
+        originals.split(64), residual.split(64), (10 ** (-decibels / 20) / size).split(64),
+        strict=True,
+    ):  # fmt: skip
+        # What is cut off at black and white is made up for by more elsewhere.
+        low, high = torch.zeros_like(expected), 4 * expected
+        for _ in range(18):
+            middle = (low + high) / 2
+            trial = quantise(image + middle.to(image)[:, None, None, None] * change)
+            above = psnr(trial, image, data_range=1.0) >= decibels
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        scaled.append(quantise(image + low.to(image)[:, None, None, None] * change))
+    return torch.cat(scaled)
+
+
+def count_matches(
+    images: Tensor,
+    read: Callable[[Tensor], Tensor],
+    message: Tensor,
+    *,
+    attacks: Mapping[str, Attack] = PAPER_ATTACKS,
+    batch_size: int = 64,
+) -> Tensor:
+    """Matching bits (N, attacks), int64, of images (N, 3, H, W) as they are, after each attack."""
+    return torch.cat([
+        torch.stack([matching_bits(extract_logits(read, attack(batch)), message)
+                     for attack in attacks.values()], dim=1)
+        for batch in images.split(batch_size)
+    ])  # fmt: skip
+
+
+def curve_row(
+    images: Tensor,
+    originals: Tensor,
+    read: Callable[[Tensor], Tensor],
+    message: Tensor,
+    *,
+    rung: float,
+    generator: torch.Generator,
+    resamples: int = 1000,
+) -> dict:
+    """A point of a curve: images (N, 3, H, W) as scaled for a rung, after the paper's attacks.
+
+    Returns:
+        rung and psnr (measured) in dB, bits, images, bit accuracy per attack and as
+        "bit_accuracy" over all of them, log10_p, each with its interval; and "matches_per_image",
+        N whole numbers, the bits that match in an image's attacked versions together.
+    """
+    counts, bits = count_matches(images, read, message), len(message)
+    options = {"generator": generator, "resamples": resamples}
+    logarithms = torch.tensor([math.log10(p_value(k, bits)) for k in range(bits + 1)])
+    row = {"rung": rung, "images": len(images), "bits": bits}
+    row |= mean_row("psnr", psnr(images, originals, data_range=1.0), **options)
+    for name, column in zip(PAPER_ATTACKS, counts.T, strict=True):
+        row |= mean_row(name, column.double() / bits, **options)
+    row |= mean_row("bit_accuracy", counts.double().mean(dim=1) / bits, **options)
+    row |= mean_row("log10_p", logarithms[counts].mean(dim=1), **options)
+    return row | {"matches_per_image": counts.sum(dim=1).tolist()}
+
+
+def _crossing(decibels: Tensor, accuracy: Tensor, level: Tensor) -> Tensor:
+    """Highest PSNR (B,) at which curves (B, R) over rising decibels (R,) still read `level` (B,).
+
+    Linear between rungs. A curve that is below the level everywhere gives the first rung, one that
+    still reads it at the last rung the last.
+    """
+    reached = accuracy >= level[:, None]
+    last = torch.where(reached, torch.arange(len(decibels)), -1).amax(dim=1)  # (B,)
+    here = last.clamp(0, len(decibels) - 2)
+    above, below = (accuracy.gather(1, (here + i)[:, None])[:, 0] for i in (0, 1))
+    share = ((above - level) / (above - below).clamp(min=1e-12)).clamp(0, 1)
+    between = decibels[here] + share * (decibels[here + 1] - decibels[here])
+    between = torch.where(last < 0, decibels[0], between)
+    return torch.where(last == len(decibels) - 1, decibels[-1], between)
+
+
+def psnr_at_accuracy(
+    decibels: Sequence[float], accuracy: Sequence[float], level: float
+) -> float | None:
+    """PSNR in dB at which a curve falls to an accuracy, by linear interpolation.
+
+    Args:
+        decibels: of the rungs, rising.
+        accuracy: there.
+        level: what shall still be read.
+
+    Returns:
+        None where the curve does not reach it: it is below the level at every rung, or never falls
+        to it.
+    """
+    reached = [value >= level for value in accuracy]
+    if not any(reached) or (reached[-1] and accuracy[-1] > level):
+        return None
+    sources = (torch.tensor(v, dtype=torch.float64) for v in (decibels, [accuracy], [level]))
+    return float(_crossing(*sources))
+
+
+def _curve(rows: Sequence[Mapping]) -> tuple[Tensor, Tensor]:
+    """Decibels (R,) as measured, and accuracy per image (N, R), by rising rung."""
+    rows = sorted(rows, key=lambda row: row["rung"])
+    counts = torch.tensor([row["matches_per_image"] for row in rows], dtype=torch.float64)
+    bits = torch.tensor([row["bits"] * len(PAPER_ATTACKS) for row in rows])
+    return torch.tensor([row["psnr"] for row in rows], dtype=torch.float64), (counts.T / bits)
+
+
+def gain_rows(
+    own: Sequence[Mapping],
+    others: Mapping[str, Sequence[Mapping]],
+    *,
+    generator: torch.Generator,
+    resamples: int = 1000,
+) -> list[dict]:
+    """How many dB a method is ahead of others at equal mean bit accuracy, rung by rung.
+
+    Args:
+        own: its curve, rows of `curve_row`.
+        others: theirs by name, on the same images: the bootstrap draws images once for both.
+
+    Returns:
+        For each other method and each rung of its own: rung, against, bit_accuracy (its own there,
+        the level), psnr_against (None where the other curve does not reach the level), gain with
+        its interval, and bound: "at least" if the other is worse than the level at every rung, and
+        the gain is counted from the lowest; "at most" if it is better at every rung; else "".
+
+    Raises:
+        ValueError: if the curves are not of as many images.
+    """
+    decibels, accuracy = _curve(own)
+    drawn = torch.randint(len(accuracy), (resamples, len(accuracy)), generator=generator)
+    means = torch.stack([column[drawn].mean(dim=1) for column in accuracy.T], dim=1)  # (B, R)
+    rows = []
+    for name, curve in others.items():
+        theirs, accuracy_there = _curve(curve)
+        if len(accuracy_there) != len(accuracy):
+            raise ValueError(
+                f"expected curves of the same images, got {len(accuracy)} and, of {name}, "
+                f"{len(accuracy_there)}"
+            )
+        means_there = torch.stack([c[drawn].mean(dim=1) for c in accuracy_there.T], dim=1)
+        mean_there = accuracy_there.mean(dim=0)
+        for index, row in enumerate(sorted(own, key=lambda row: row["rung"])):
+            level = accuracy[:, index].mean()
+            at = psnr_at_accuracy(theirs.tolist(), mean_there.tolist(), float(level))
+            gain = _crossing(decibels, accuracy.mean(dim=0)[None], level[None])
+            gain = gain - _crossing(theirs, mean_there[None], level[None])
+            gains = _crossing(decibels, means, means[:, index])
+            gains = gains - _crossing(theirs, means_there, means[:, index])
+            low, high = interval_of(gains)
+            bound = "" if at is not None else "at most" if mean_there[-1] > level else "at least"
+            rows.append({"rung": row["rung"], "against": name, "bit_accuracy": float(level),
+                         "psnr_against": at, "gain": float(gain), "gain_low": low,
+                         "gain_high": high, "bound": bound})  # fmt: skip
+    return rows

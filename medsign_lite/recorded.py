@@ -1,0 +1,186 @@
+"""Everything that is recorded under results/: what is current, and how it is computed again.
+
+    python -m medsign_lite.recorded --list
+    python -m medsign_lite.recorded --data build/gates/phantoms5000/manifest.csv
+    python -m medsign_lite.recorded --data MANIFEST --only attacker_chest table1_chest
+
+A step is a command that records one file. It is current if the file was recorded of the weights as
+they are, which the fingerprint in its configuration tells, and with the settings of the step. What
+is current is not repeated, and each command keeps its finished parts, so that a run that was killed
+goes on when the same command is given again. A step whose inputs are not here is passed over, and
+says what it waits for.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medsign_lite.checkpoints import weights_fingerprint
+from medsign_lite.results import ROOT, read_result
+
+WEIGHTS = ROOT / "medsign_lite" / "weights"
+RESULTS = ROOT / "results"
+IMAGES = 500  # of each modality, in a recorded figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A command and the file that it records.
+
+    Attributes:
+        command: module and arguments after `python -m`. MANIFEST, RESULTS and WORK stand for the
+            manifest, the folder of results and one for parts, which the weights' contents name.
+        output: the file's name in results/.
+        parts: sub-folders of the weights that its figures are of; None for all, () for none.
+        settings: keys of the recorded configuration that have to have these values.
+        needs: files or folders, seen from the repository, without which it cannot run.
+    """
+
+    command: str
+    output: str
+    parts: tuple[str, ...] | None = None
+    settings: Mapping = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return Path(self.output).stem
+
+
+def _gate(name: str) -> Step:
+    command = f"medsign_lite.gates --data MANIFEST --record --images {IMAGES} --only {name}"
+    return Step(command=f"{command} --results RESULTS", output=f"{name}.json",
+                settings={"images": IMAGES, "seed": 0})  # fmt: skip
+
+
+def _of_modality(
+    module: str, name: str, modality: str, *, needs: tuple = (), more: str = ""
+) -> Step:
+    command = (
+        f"medsign_lite.{module} --modality {modality} --images {IMAGES} --data MANIFEST "
+        f"--work WORK --out RESULTS/{name}_{modality}.json"
+    )
+    return Step(command=command + more, output=f"{name}_{modality}.json", needs=needs,
+                parts=("pipeline", "extractor", f"decoder_{modality}"),
+                settings={"images": IMAGES})  # fmt: skip
+
+
+MODALITIES = ("chest", "fundus")
+KINDS = ("reconstruction", "generation", "localisation_generated", "watermark")
+GATES = ("weights", "localisation", "unmarked", *(f"{k}_{m}" for m in MODALITIES for k in KINDS),
+         "manifest", "processes")  # fmt: skip
+REAL = "../shared/data"
+
+# In this order; a new recorded file gets a line here.
+STEPS = {step.name: step for step in (
+    *map(_gate, GATES),
+    *(_of_modality("attacker", "attacker", m) for m in MODALITIES),
+    *(_of_modality("table1", "table1", m, needs=("medsign_lite/table1.py", "build/baselines"))
+      for m in MODALITIES),
+    *(_of_modality("table2", "table2", m, needs=("medsign_lite/table2.py", f"build/variants_{m}"),
+                   more=f" --variants build/variants_{m}") for m in MODALITIES),
+    Step(command="medsign_lite.paper_drawings --data MANIFEST --out RESULTS",
+         output="paper_figures.json"),
+    Step(command="benchmarks.attention --output RESULTS/attention_benchmark.json",
+         output="attention_benchmark.json", parts=()),
+    Step(command=f"benchmarks.real_radiographs --data {REAL} "
+         "--output RESULTS/real_radiographs.json", output="real_radiographs.json", parts=(),
+         needs=(f"{REAL}/cxr", f"{REAL}/taesd")),
+    *(Step(command=f"benchmarks.real_decoder --data {REAL} --extractor {kind} --output "
+           f"RESULTS/real_decoder_{kind}.json", output=f"real_decoder_{kind}.json", parts=(),
+           needs=(f"{REAL}/cxr", f"{REAL}/cxr_masks", f"{REAL}/taesd", f"{REAL}/stable_signature"))
+      for kind in ("published", "own")),
+)}  # fmt: skip
+
+
+def state(step: Step, results: Path = RESULTS, weights: Path = WEIGHTS) -> str:
+    """ "current", "missing", or "stale: ..." with what it was recorded of instead."""
+    path = results / step.output
+    if not path.is_file():
+        return "missing"
+    config = read_result(path)["config"]
+    for key, wanted in step.settings.items():
+        if config.get(key) != wanted:
+            return f"stale: {key} {config.get(key)}, not {wanted}"
+    if step.parts == ():
+        return "current"
+    found, now = config.get("weights"), weights_fingerprint(weights, step.parts)
+    if found is None:
+        return "stale: it does not say of which weights it is"
+    return "current" if found == now else f"stale: of the weights {found}, which are now {now}"
+
+
+def missing_inputs(step: Step) -> list[str]:
+    """What a step needs and the repository does not have."""
+    return [name for name in step.needs if not (ROOT / name).exists()]
+
+
+def words(step: Step, *, data: Path, results: Path, weights: Path) -> list[str]:
+    """The step's command with its placeholders filled in."""
+    mark = weights_fingerprint(weights, step.parts) if step.parts != () else "any"
+    work = ROOT / "build" / "recorded" / f"{step.name}-{mark}"
+    filled = {"MANIFEST": data, "RESULTS": results, "WORK": work}
+    found = []
+    for word in shlex.split(step.command):
+        for placeholder, value in filled.items():
+            word = word.replace(placeholder, str(value))
+        found.append(word)
+    return [sys.executable, "-m", *found]
+
+
+def recompute(
+    steps: Mapping[str, Step], *, data: Path, results: Path = RESULTS, weights: Path = WEIGHTS
+) -> bool:
+    """Run what is not current, in order; True if all is current then, but for what has to wait.
+
+    A command may end with an error because a figure falls short of a gate: what counts is whether
+    its file is current afterwards.
+    """
+    fine = True
+    for name, step in steps.items():
+        if state(step, results, weights) == "current":
+            print(f"{name}: current", flush=True)
+        elif missing := missing_inputs(step):
+            print(f"{name}: waits for {', '.join(missing)}", flush=True)
+        else:
+            print(f"{name}: python -m {step.command}", flush=True)
+            command = words(step, data=data, results=results, weights=weights)
+            status = subprocess.run(command, cwd=ROOT).returncode
+            after = state(step, results, weights)
+            if after != "current":
+                print(f"{name}: its command ended with {status}, and it is {after}", flush=True)
+                fine = False
+    return fine
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m medsign_lite.recorded", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--list", action="store_true", help="what is current, and the commands")
+    parser.add_argument("--data", type=Path, help="manifest of held-out phantoms")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="as --list names them")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    if unknown := set(options.only or ()) - set(STEPS):
+        parser.error(f"unknown steps {sorted(unknown)}: expected some of {', '.join(STEPS)}")
+    chosen = {name: step for name, step in STEPS.items() if name in (options.only or STEPS)}
+    if options.list:
+        for name, step in chosen.items():
+            waits = (
+                f" (waits for {', '.join(missing)})" if (missing := missing_inputs(step)) else ""
+            )
+            print(f"{name:32} {state(step, options.results)}{waits}\n    python -m {step.command}")
+        return 0
+    if options.data is None or not options.data.is_file():
+        parser.error(f"--data: expected a manifest of held-out phantoms, got {options.data}")
+    data, results = options.data.resolve(), options.results.resolve()
+    return 0 if recompute(chosen, data=data, results=results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

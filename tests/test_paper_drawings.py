@@ -1,0 +1,100 @@
+import pytest
+import torch
+from PIL import Image
+from tiny_pipeline import tiny_pipeline
+
+from medsign_lite import paper_drawings
+from medsign_lite.data import Record, write_manifest
+from medsign_lite.latent_diffusion import copy_decoder, save_decoder
+from medsign_lite.results import read_result
+
+
+class Segmenter:
+    """Sees a finding of this share of the image's rows, in its upper part."""
+
+    def __init__(self, *shares):
+        self.shares, self.asked = list(shares), []
+
+    def mask(self, image, names):
+        self.asked.append(names)
+        mask = torch.zeros(1, 1, *image.shape[-2:], dtype=torch.bool)
+        mask[..., : round(self.shares.pop(0) * image.shape[-2]), :] = True
+        return mask
+
+
+def record(number, report, modality="chest", words=("effusion",)):
+    return Record(id=f"{modality}-{number}", image=f"{number}.png", modality=modality, split="test",
+                  report=report, findings=words, words=words, sides=("left",) * len(words),
+                  masks=(None,) * len(words))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return tiny_pipeline()
+
+
+def test_first_seen_takes_the_first_record_whose_finding_is_seen(pipeline):
+    records = [record(0, "no edema", words=()), record(1, "an edema", words=("edema",)),
+               record(2, "an effusion"), record(3, "effusion")]  # fmt: skip
+    segmenter = Segmenter(0.0, 0.25)
+    chosen, word, latents = paper_drawings.first_seen(pipeline, segmenter, records, steps=2)
+    assert chosen is records[3]  # none named, a word of one token, not seen
+    assert segmenter.asked == [["effusion"]] * 2
+    assert word.tokens == ["ef", "fusion"] and len(word.attention) == 2
+    assert word.mask.float().mean() == 0.25 and latents.shape[0] == 1
+
+
+def test_first_seen_refuses_where_nothing_is_seen(pipeline):
+    with pytest.raises(ValueError, match="in none of 1 images the named finding is seen"):
+        paper_drawings.first_seen(pipeline, Segmenter(1.0), [record(0, "effusion")], steps=2)
+
+
+def test_main_draws_both_figures_and_records_what_they_are_of(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(paper_drawings, "load_segmenter", lambda folder: Segmenter(0.25, 0.25))
+    weights, variants = tmp_path / "weights", tmp_path / "variants"
+    pipeline.save_pretrained(weights / "pipeline")
+    records = []
+    for number, modality in enumerate(("chest", "fundus")):
+        Image.new("L", (8, 8)).save(tmp_path / f"{number}.png")
+        found = record(number, "effusion", modality)
+        fields = vars(found) | {"image": tmp_path / f"{number}.png"}
+        records.append(Record(**fields))
+        for folder in (weights / f"decoder_{modality}", variants / f"plain_{modality}"):
+            save_decoder(folder, copy_decoder(pipeline.vae), {"message": "01"})
+    write_manifest(tmp_path / "manifest.csv", records)
+    out = tmp_path / "out"
+    paper_drawings.main([
+        "--data", str(tmp_path / "manifest.csv"), "--out", str(out), "--weights", str(weights),
+        "--decoder", f"Plain={variants}/plain_{{modality}}", "--steps", "2",
+    ])  # fmt: skip
+    for number in (2, 3):
+        with Image.open(out / f"paper_fig{number}.png") as picture:
+            assert picture.size[0] > 400
+    document = read_result(out / "paper_figures.json")
+    assert document["config"]["decoders"] == ["Plain", "MedSign"]
+    assert document["values"]["images"]["fundus"]["id"] == "fundus-1"
+    assert str(tmp_path) not in str(document)
+
+
+@pytest.mark.parametrize("pair", ["plain", "=folder_{modality}", "Plain=folder"])
+def test_folders_are_named_with_their_modality(pair):
+    with pytest.raises(ValueError, match="expected NAME=FOLDER with {modality} in the folder"):
+        paper_drawings.named_folders([pair])
+    assert paper_drawings.named_folders(["A B=x_{modality}"]) == {"A B": "x_{modality}"}
+
+
+def test_compare_draws_the_same_latents_with_every_decoder(pipeline, tmp_path):
+    decoder = copy_decoder(pipeline.vae)
+    with torch.no_grad():
+        decoder.decoder.conv_out.bias += 0.2
+    save_decoder(tmp_path / "bright", decoder, {"message": "01"})
+    save_decoder(tmp_path / "same", copy_decoder(pipeline.vae), {"message": "01"})
+    _, word, latents = paper_drawings.first_seen(
+        pipeline, Segmenter(0.25), [record(0, "effusion")], steps=2
+    )
+    folders = {name: tmp_path / name for name in ("same", "bright")}
+    row = paper_drawings.compare(pipeline, word, latents, folders, title="chest")
+    half_a_step = 0.5 / 255  # a decoder is stored in half floats: some pixels round otherwise
+    assert (row.marked["same"] - row.original).abs().mean() < half_a_step
+    assert (row.marked["bright"] - row.original).mean() > 0.05
+    assert row.map.min() >= 0 and row.map.max() <= 1 and torch.equal(row.mask, word.mask)

@@ -1,0 +1,158 @@
+"""What a recorded table says: joined, flattened, compared, judged. All rows are made up."""
+
+import copy
+
+import pytest
+
+from medsign_lite.attacks import PAPER_ATTACKS
+from medsign_lite.gate_verdicts import Gate
+from medsign_lite.results import record_result
+from medsign_lite.rows import table
+from medsign_lite.table1_gates import TABLE1_GATES, judge_table1
+from medsign_lite.table1_record import (
+    COLUMNS,
+    disagreements,
+    flat_row,
+    gate_figures,
+    matched_rows,
+    missing_rows,
+    nearest_rung,
+    read_table1,
+    smallest_gain,
+)
+from medsign_lite.table1_weights import ROWS
+
+CONFIG = {"modality": "chest", "weights": "w", "images": 500, "seed": 0, "latents": "abc",
+          "autoencoder": "def", "false_positive_rate": 1e-6, "empirical_rate": 0.01,
+          "resamples": 1000, "ladder": [40, 42], "parts": {}}  # fmt: skip
+
+
+def around(name, value, width=0.01):
+    return {name: value, f"{name}_low": value - width, f"{name}_high": value + width}
+
+
+def made_up(key, *, accuracy=0.99, psnr=41.4):
+    attacks = [
+        {"attack": name, "images": 500}
+        | around("bit_accuracy", accuracy)
+        | around("true_positive_rate", 0.995)
+        | around("log10_p", -12.0)
+        for name in (*PAPER_ATTACKS, "mean")
+    ]
+    row = {"row": key, "method": key.title(), "bits": 48, "images": 500, "attacks": attacks}
+    return row | around("psnr", psnr, 0.1) | around("ssim", 0.985) | around("seconds", 0.02)
+
+
+def made_up_table():
+    curves = [
+        {"row": key, "method": key, "rung": rung} | around("bit_accuracy", 0.9)
+        for key in ROWS for rung in (40.0, 42.0)
+    ]  # fmt: skip
+    gains = [
+        {"rung": rung, "against": key, "bound": ""} | around("gain", gain)
+        for rung, shift in ((40.0, -2.0), (42.0, 0.0))
+        for key, gain in (("stable-signature", 3.5 + shift), ("dct-dwt", 9.0 + shift))
+    ]  # fmt: skip
+    return {"rows": [made_up(key) for key in ROWS], "curves": curves, "gains": gains}
+
+
+def test_flat_row_has_the_papers_columns_and_can_be_shown():
+    flat = flat_row(made_up("dct-dwt", accuracy=0.9))
+    assert flat["jpeg"] == 0.9 and flat["jpeg_low"] == pytest.approx(0.89)
+    assert flat["mean"] == 0.9 and flat["true_positive_rate"] == 0.995
+    shown = table([flat], ["method", *COLUMNS], decimals=2)
+    assert shown["rotation"][0] == "0.90 [0.89, 0.91]" and shown["psnr"][0].startswith("41.40")
+
+
+def test_read_table1_joins_records_and_the_later_one_counts(tmp_path):
+    values = made_up_table()
+    record_result(tmp_path / "whole.json", values, CONFIG)
+    newer = {"rows": [made_up("dct-dwt", psnr=30.0)]}
+    record_result(tmp_path / "alone.json", newer, CONFIG | {"parts": {"dct-dwt": {"x": 1}}})
+    document = read_table1(tmp_path / "whole.json", tmp_path / "alone.json")
+    found = {row["row"]: row["psnr"] for row in document["values"]["rows"]}
+    assert len(document["values"]["rows"]) == len(ROWS)
+    assert found["dct-dwt"] == 30.0 and found["wam-kind"] == 41.4
+    assert len(document["values"]["curves"]) == 2 * len(ROWS)
+    assert document["config"]["modality"] == "chest" and "parts" not in document["config"]
+
+
+def test_read_table1_refuses_to_mix_configurations_and_names_both(tmp_path):
+    record_result(tmp_path / "one.json", made_up_table(), CONFIG)
+    record_result(tmp_path / "two.json", made_up_table(), CONFIG | {"latents": "xyz", "seed": 1})
+    with pytest.raises(ValueError, match="one.json and two.json are of different") as error:
+        read_table1(tmp_path / "one.json", tmp_path / "two.json")
+    assert "seed is 0 and 1; latents is 'abc' and 'xyz'" in str(error.value)
+    record_result(tmp_path / "other.json", {"x": 1}, {"images": 3})
+    with pytest.raises(ValueError, match="other.json is no record of Table 1"):
+        read_table1(tmp_path / "other.json")
+    with pytest.raises(ValueError, match="at least one record"):
+        read_table1()
+    with pytest.raises(FileNotFoundError):
+        read_table1(tmp_path / "absent.json")
+
+
+def test_matched_rows_are_those_of_one_rung():
+    curves = made_up_table()["curves"]
+    assert [row["row"] for row in matched_rows(curves, 40.0)] == list(ROWS)
+    with pytest.raises(ValueError, match="a rung among 40.0, 42.0 dB, got 41"):
+        matched_rows(curves, 41)
+
+
+def test_gain_is_that_over_the_best_rival_where_our_own_row_is():
+    values = made_up_table()
+    assert nearest_rung(values) == 42.0
+    assert smallest_gain(values)["against"] == "stable-signature"
+    assert gate_figures(values)["gain"]["value"] == 3.5
+    assert smallest_gain(values | {"gains": []}) is None
+
+
+def test_missing_rows_are_named_also_those_without_an_interval():
+    values = made_up_table()
+    assert missing_rows(values) == []
+    assert missing_rows({}) == [*ROWS, *(f"curve-{key}" for key in ROWS)]
+    del values["rows"][1]["attacks"][2]["bit_accuracy_low"]
+    values["rows"][2]["ssim_high"] = None
+    del values["rows"][0]
+    assert missing_rows(values) == ["dct-dwt", "ssl-watermark", "wam-kind"]
+    assert gate_figures(values)["missing"]["value"] == 3
+
+
+def test_disagreements_name_the_columns_that_cannot_both_be_true():
+    fresh, recorded = made_up("dct-dwt"), made_up("dct-dwt")
+    fresh |= around("seconds", 9.0) | around("psnr", 41.5, 0.5)
+    assert disagreements(fresh, recorded) == []
+    few = copy.deepcopy(fresh) | {"images": 5} | around("psnr", 42.5, 0.0)
+    assert disagreements(few, recorded) == []  # five images say little
+    fresh["attacks"][3] |= around("bit_accuracy", 0.5)
+    assert disagreements(fresh, recorded) == ["jpeg"]
+
+
+def test_gates_ask_for_the_figures_that_were_promised():
+    chest = {g.figure: g.required for g in TABLE1_GATES if g.measurement == "table1_chest"}
+    assert chest["psnr"] == 41 and chest["ssim"] == 0.98 and chest["gain"] == 3
+    assert chest["jpeg"] == 0.95 and chest["rotation"] == 0.98
+    assert {chest[f"detected_{name}"] for name in PAPER_ATTACKS} == {0.99}
+    fundus = {g.figure: g.required for g in TABLE1_GATES if g.measurement == "table1_fundus"}
+    assert fundus == chest | {"psnr": 42}
+    assert set(chest) <= set(gate_figures(made_up_table()))
+    assert all(isinstance(gate, Gate) for gate in TABLE1_GATES)
+
+
+def test_judge_table1_passes_falls_short_or_skips(tmp_path, capsys):
+    assert judge_table1(TABLE1_GATES, tmp_path)
+    assert capsys.readouterr().out.count("skipped, not recorded yet") == 2
+    record_result(tmp_path / "table1_chest.json", made_up_table(), CONFIG)
+    assert judge_table1(TABLE1_GATES, tmp_path)
+    text = capsys.readouterr().out
+    assert "41.400 [41.300, 41.500]" in text and "short" not in text
+    worse = copy.deepcopy(made_up_table())
+    own = next(row for row in worse["rows"] if row["row"] == "medsign-sharp")
+    own["attacks"][4] |= around("bit_accuracy", 0.97)
+    worse["rows"] = [row for row in worse["rows"] if row["row"] != "wam-kind"]
+    record_result(tmp_path / "table1_chest.json", worse, CONFIG)
+    assert not judge_table1(TABLE1_GATES, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    short = [line.split(" >=")[0].split(" <=")[0].strip() for line in lines if "short" in line]
+    assert short == ["Table 1, chest: bits, rotation", "Table 1, chest: rows missing"]
+    assert "table1_chest: without wam-kind" in lines
