@@ -8,7 +8,7 @@ independent segmenter sees in the unmarked one. The caller knows which, and its 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -71,7 +71,8 @@ def selection_figure(
         average = _full_size(average_tokens(word.attention), size)
         best = _full_size(chosen.map, size)
         final = scale_attention(best, preset=preset)
-        show_map(word.image, average * 0, mask=word.mask, opacity=0, title=word.title, ax=axes[0])
+        show_image(word.image, title=word.title, ax=axes[0])
+        _outline(axes[0], word.mask)
         show_token_maps(
             word.attention,
             word.tokens,
@@ -128,18 +129,15 @@ def residual_comparison_figure(rows: Sequence[Comparison], *, gain: float = 10.0
     figure = Figure(figsize=(2.3 * columns, 2.6 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, row in zip(grid, rows, strict=True):
-        empty = torch.zeros(row.original.shape[-2:])
-        show_map(row.original, empty, mask=row.mask, opacity=0, title=row.title, ax=axes[0])
+        show_image(row.original, title=row.title, ax=axes[0])
+        _outline(axes[0], row.mask)
         show_map(row.original, row.map, mask=row.mask, title="localisation map", ax=axes[1])
         for column, (name, image) in enumerate(row.marked.items()):
             watermarked, difference = axes[2 + 2 * column : 4 + 2 * column]
             show_image(image, title=name, ax=watermarked)
             title = f"{name},\ndifference x {gain:g}"
             show_difference(image, row.original, gain=gain, title=title, ax=difference)
-            if row.mask is not None and 0 < row.mask.float().mean() < 1:
-                outline = row.mask.cpu().float()
-                for colour, width in (("black", 2.0), ("white", 1.0)):
-                    difference.contour(outline, levels=[0.5], colors=colour, linewidths=width)
+            _outline(difference, row.mask)
     return figure
 
 
@@ -147,3 +145,10 @@ def _full_size(map: Tensor, size: tuple[int, int]) -> Tensor:
     """A map (h, w) at the image's size."""
     large = F.interpolate(map[None, None].float(), size, mode="bilinear", align_corners=False)
     return large[0, 0]
+
+
+def _outline(ax: Axes, mask: Tensor | None) -> None:
+    """Draw the border of a mask (H, W), white with a black core; none if empty, full or None."""
+    if mask is not None and 0 < mask.double().mean() < 1:
+        for colour, width in (("white", 2.5), ("black", 1.0)):
+            ax.contour(mask.cpu().double(), levels=[0.5], colors=colour, linewidths=width)

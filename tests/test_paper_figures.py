@@ -38,6 +38,8 @@ def test_selection_figure_goes_from_tokens_to_the_final_map():
     figure = selection_figure([word()])
     image, tokens, average, literal, final = figure.axes
     assert image.get_title() == "effusion"
+    shown = np.asarray(image.images[0].get_array()).transpose(2, 0, 1)
+    np.testing.assert_allclose(shown, IMAGE, atol=1e-6)  # in its colours
     said = [text.get_text() for text in tokens.texts]
     assert said == ["ef\n4", "fusion\n1", "chosen"]  # CAS takes the one of a single cluster
     expected = scale_attention(average_tokens(torch.stack([FOUR, ONE])), preset=None)
