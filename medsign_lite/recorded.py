@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medsign_lite.checkpoints import weights_fingerprint
+from medsign_lite.gate_measurements import weights_of
 from medsign_lite.results import ROOT, read_result
 
 WEIGHTS = ROOT / "medsign_lite" / "weights"
@@ -54,7 +55,7 @@ class Step:
 def _gate(name: str) -> Step:
     command = f"medsign_lite.gates --data MANIFEST --record --images {IMAGES} --only {name}"
     return Step(command=f"{command} --results RESULTS", output=f"{name}.json",
-                settings={"images": IMAGES, "seed": 0})  # fmt: skip
+                parts=weights_of(name), settings={"images": IMAGES, "seed": 0})  # fmt: skip
 
 
 def _of_modality(

@@ -33,7 +33,7 @@ LAYERS = {
         agreement attack_scores attack_curves regeneration purification forgery
         watermark_methods table1_weights matched_quality""",
     3: """plotting figures widgets index_page notebook_execution tutorial bundle gates
-        gate_measurements scale_measurements recorded_figures
+        gate_measurements scale_measurements gate_tables
         command_line detect_command generate_command keys_command
         attack_measurements attacker attack_figures paper_figures paper_drawings recorded
         table1 table1_measurements table1_record gate_verdicts table1_gates""",

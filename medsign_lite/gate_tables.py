@@ -1,7 +1,7 @@
 """The recorded figures of the gates as Markdown tables, and the README's copy of them.
 
-    python -m medsign_lite.recorded_figures                     # print
-    python -m medsign_lite.recorded_figures --write README.md   # and put them between the marks
+    python -m medsign_lite.gate_tables                     # print
+    python -m medsign_lite.gate_tables --write README.md   # and put them between the marks
 
 A figure in prose grows old unnoticed. So the README holds none but these, and a test compares them
 with `results/`.
@@ -89,7 +89,7 @@ def with_tables(text: str, folder: str | Path = RESULTS) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m medsign_lite.recorded_figures", description=__doc__,
+        prog="python -m medsign_lite.gate_tables", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -1,7 +1,7 @@
 import pytest
 
+from medsign_lite.gate_tables import BEGIN, END, main, recorded, tables, with_tables
 from medsign_lite.gates import GATES, RECORDED_GATES, RESULTS
-from medsign_lite.recorded_figures import BEGIN, END, main, recorded, tables, with_tables
 from medsign_lite.results import ROOT, record_result
 
 
@@ -65,8 +65,8 @@ def test_main_prints_and_writes(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == tables(tmp_path)
 
 
-def test_readme_holds_the_recorded_figures():
+def test_readme_holds_the_gate_tables():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme == with_tables(readme, RESULTS), (
-        "python -m medsign_lite.recorded_figures --write README.md brings it up to date"
+        "python -m medsign_lite.gate_tables --write README.md brings it up to date"
     )
