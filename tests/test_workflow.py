@@ -114,7 +114,7 @@ def test_schema_knows_what_the_library_knows(schema):
     ("place", "value", "message"),
     [
         ("tutorials", [CONFIG["tutorials"][0]] * 2, "a name of its own, got one, one"),
-        ("tutorials/0/notebooks", ["09"], "tutorial one: no notebook '09', there are 01_text"),
+        ("tutorials/0/notebooks", ["99"], "tutorial one: no notebook '99', there are 01_text"),
         ("tutorials/0/profile", "paper", "profile paper needs your own checkpoint and data"),
         ("tutorials/0/data", "nowhere.csv", "tutorial one: data does not exist: nowhere.csv"),
         ("tutorials/0/parameters", {"09_x": {}}, "parameters of '09_x', there are 01_text"),
