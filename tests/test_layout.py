@@ -28,7 +28,7 @@ LAYERS = {
         finetuning finetuning_step evaluation judges judge_data judge_networks judge_scores
         xrayvision backbone_training
         autoencoder_training denoiser_training grounding report_supervision report_tokenizer
-        sample_cache held_out decoder_scores encoded_images diffusion_finetuning diffusion_step
+        sample_cache map_variants held_out decoder_scores encoded_images diffusion_finetuning diffusion_step
         keys key_detection detection_table localised_training
         attack_scores attack_curves regeneration purification forgery diagnostic_scores""",
     3: """plotting figures widgets index_page notebook_execution tutorial bundle gates
