@@ -137,10 +137,10 @@ def read_latent_cache(
         _check_originals(folder, decoder, latents, originals)
     else:
         originals = torch.cat([decode_bytes(decoder, part) for part in latents.split(batch_size)])
+    maps = tensors[f"maps_{kind}" if kind else "maps"][:limit]
     return LatentCache(
-        latents=latents, maps=tensors[f"maps_{kind}" if kind else "maps"][:limit], originals=originals,
-        prompts=tuple(prompts[:limit]),
-    )  # fmt: skip
+        latents=latents, maps=maps, originals=originals, prompts=tuple(prompts[:limit])
+    )
 
 
 @torch.no_grad()

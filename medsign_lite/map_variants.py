@@ -1,8 +1,8 @@
 """The maps that a decoder is fine-tuned with in the ablations: the paper's, and controls it lacks.
 
-The paper compares its map with the one it gets without CAS and without AAS. Whether it matters at
-all *where* a map is high, those two cannot say. The controls can: a uniform map protects as much but
-nowhere in particular, a mirrored one the wrong place, and an exact mask is the best there can be.
+The paper compares its map with those it gets without CAS and without AAS. Whether it matters at
+all *where* a map is high, those two cannot say. The controls can: a uniform map protects nowhere in
+particular, a mirrored one the wrong place, and an exact mask is the best there can be.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,11 @@ MIRROR = {"chest": -1, "fundus": -2}  # the axis along which a finding has anoth
 
 
 def uniform_map(maps: Tensor) -> Tensor:
-    """(..., H, W) to maps that are everywhere what each was on average: protection without place."""
+    """(..., H, W) to maps that are everywhere what each was on average: no place is protected.
+
+    The preservation loss squares the map, so at an equal mean it weighs a flat map less in all than
+    one of highs and lows.
+    """
     return maps.mean(dim=(-2, -1), keepdim=True).expand_as(maps).clone()
 
 

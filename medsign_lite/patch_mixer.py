@@ -1,6 +1,6 @@
-"""Patches and fully connected layers in place of convolutions: MLP-Mixer (Tolstikhin et al., 2021).
+"""Patches and fully connected layers in place of convolutions (MLP-Mixer, Tolstikhin et al., 2021).
 
-The second judge sees images through this. A convolution looks at a pixel's neighbours and a mixer at
+The second judge sees images through this. A convolution looks at a pixel's neighbours, a mixer at
 all places at once, so the two err differently: what both of them say is not one network's habit.
 """
 

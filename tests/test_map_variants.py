@@ -20,7 +20,8 @@ from medsign_lite.map_variants import (
 )
 from medsign_lite.sample_cache import sample_with_maps
 
-PROMPTS, WORDS, SEEDS = ["no effusion", "edema effusion", "no"], [["effusion"], ["edema"], []], [3, 4, 5]  # fmt: skip
+PROMPTS = ["no effusion", "edema effusion", "no"]
+WORDS, SEEDS = [["effusion"], ["edema"], []], [3, 4, 5]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,9 @@ def test_moved_residual_keeps_energy_and_grain():
         torch.testing.assert_close(sizes[0], sizes[1])
         shifts = [before.roll((i, j), (1, 2)) for i in range(8) for j in range(8)]
         assert min((after - some).abs().max() for some in shifts) < 1e-6
-    assert any((before - after).abs().max() > 0.1 for before, after in zip(residual, moved))
+    assert any(
+        (before - after).abs().max() > 0.1 for before, after in zip(residual, moved, strict=True)
+    )
 
 
 def test_kinds_are_made_of_the_attention_of_one_sampling(pipeline, tmp_path):
