@@ -154,15 +154,17 @@ class Caches:
                 "mean_square": float(maps.square().mean()), "agreement": same}  # fmt: skip
 
 
-def _digest(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
+def digest(*tensors: Tensor) -> str:
+    """Names the contents of tensors."""
+    found = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def _weights_digest(folder: Path) -> str:
-    return _digest(*load_checkpoint(folder, kind="decoder")[0].values())
+    state = load_checkpoint(folder, kind="decoder")[0]
+    return digest(*(state[name] for name in sorted(state)))
 
 
 def train(
@@ -197,7 +199,7 @@ def train(
         "name": name, "seed": seed, **budget, "learning_rate": learning_rate,
         "weights": vars(weights), "perceptual": recipe["perceptual"].name,
         "alone": variant.alone, **{key: recipe[key] for key in _TAKEN},
-        "cache": _digest(cache.latents, cache.maps) if mapped else _digest(cache.latents),
+        "cache": digest(cache.latents, cache.maps) if mapped else digest(cache.latents),
         "map": caches.about(variant.kind) if mapped else None,
         "start": None if start is None else _weights_digest(start),
     }  # fmt: skip

@@ -30,11 +30,12 @@ LAYERS = {
         autoencoder_training denoiser_training grounding report_supervision report_tokenizer
         sample_cache map_variants held_out decoder_scores encoded_images
         diffusion_finetuning diffusion_step keys key_detection detection_table localised_training
-        attack_scores attack_curves regeneration purification forgery diagnostic_scores""",
+        attack_scores attack_curves regeneration purification forgery diagnostic_scores
+        table2_rows claims""",
     3: """plotting figures widgets index_page notebook_execution tutorial bundle gates
         gate_measurements scale_measurements command_line detect_command generate_command
         keys_command
-        attack_measurements attacker ablations""",
+        attack_measurements attacker ablations table2 table2_measurements""",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in (ROOT / "medsign_lite").glob("*.py"))
