@@ -1,7 +1,9 @@
 """Patches and fully connected layers in place of convolutions (MLP-Mixer, Tolstikhin et al., 2021).
 
-The second judge sees images through this. A convolution looks at a pixel's neighbours, a mixer at
-all places at once, so the two err differently: what both of them say is not one network's habit.
+The second judge sees images through this, after two convolutions that find edges and dots: patches
+of bare pixels learn those too slowly (Xiao et al., 2021). From there a convolutional network goes
+on looking at neighbours and a mixer at all places at once, so the two err differently: what both
+say is not one network's habit.
 """
 
 import torch

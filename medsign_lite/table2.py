@@ -32,8 +32,8 @@ from medsign_lite.table2_measurements import (
     about_map,
     decoders,
     parts,
-    sampled_latents,
     readable_records,
+    sampled_latents,
 )
 from medsign_lite.table2_rows import against, table2_row
 from medsign_lite.xrayvision import open_classifier

@@ -75,11 +75,11 @@ def image_scores(
 def per_image(scores: Mapping) -> dict[str, Tensor]:
     """(N,) values by name that are averaged over images; NaN where an image has none."""
     values = {
-        name: torch.tensor([float("nan") if x is None else x for x in scores[name]])
+        name: torch.tensor([float("nan") if x is None else float(x) for x in scores[name]])
         for name in ("psnr", "ssim", "psnr_inside", "psnr_outside")
     }
     values["psnr_gap"] = values["psnr_inside"] - values["psnr_outside"]
-    attacks = {name: torch.tensor(x) for name, x in scores["attacks"].items()}
+    attacks = {name: torch.tensor(x).double() for name, x in scores["attacks"].items()}
     values["bit_accuracy"] = torch.stack([*attacks.values()]).mean(dim=0)
     return values | {f"attack {name}": value for name, value in attacks.items()}
 

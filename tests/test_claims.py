@@ -22,7 +22,7 @@ def figure(value, reach=0.1, seeds=0.1):
         ("less", -1.0, 0.5, 0.5, HOLDS),
         ("less", 1.0, 0.5, 0.5, FAILS),
         ("less", -1.0, 0.5, 1.5, OPEN),
-        ("unchanged", 0.1, 0.1, 0.2, HOLDS),
+        ("unchanged", 0.05, 0.1, 0.2, HOLDS),
         ("unchanged", -1.0, 0.1, 0.2, FAILS),
         ("unchanged", 0.1, 0.5, 0.1, OPEN),
         ("unchanged", 0.4, 0.05, 0.2, OPEN),
