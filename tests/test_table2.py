@@ -159,3 +159,9 @@ def test_a_decoder_of_the_other_modality_is_refused(run, models, tmp_path):
     save_decoder(folder, copy_decoder(tiny_pipeline().vae), about)
     with pytest.raises(ValueError, match="is a decoder of fundus, not of chest"):
         run("medsign", variants=tmp_path / "variants")
+
+
+def test_recorded_table_is_read_or_absent(run, tmp_path):
+    assert table2.recorded_table("chest", tmp_path) is None
+    document = run("shipped", out=tmp_path / "table2_chest.json")
+    assert table2.recorded_table("chest", tmp_path) == document["values"]
