@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medsign_lite.images import check_image, quantise
 from medsign_lite.metrics import interval_of
-from medsign_lite.rows import Batches, in_step
+from medsign_lite.rows import Batches, in_step, share_row
 
 DECISION = 0.5  # a probability above it reads as "the finding is there"
 TAIL = 0.95
@@ -94,11 +94,13 @@ def diagnostic_rows(
         change: mean |P_marked - P_original| x 100, the paper's figure;
         tail: its 95th percentile over images; largest: its maximum, whose interval can reach
         below it only, because no resample holds a larger one;
-        flipped: share of images whose answer at one half is another;
+        flipped: share of images whose answer at one half is another (its interval is the exact
+        one, which does not collapse where no answer flips);
         auc_change: AUC marked minus AUC original (below 0: findings are told apart less well).
         And without interval shift, the signed mean x 100, auc and auc_marked; the AUC's figures
         are None where a finding is in no image or in all.
-        "mean": the mean of the findings' figures, and of `largest` the largest.
+        "mean": the mean of the findings' figures, and of `largest` the largest; where nothing
+        flips in any finding, with the interval of one finding.
 
     Raises:
         ValueError: if shapes do not match, or labels are not 0 or 1.
@@ -122,6 +124,8 @@ def diagnostic_rows(
         rows.append({"finding": finding, "images": len(marked)} | extra)
         for name in FIGURES:
             rows[-1] |= _figure(name, values.get(name), resampled.get(name))
+            if name == "flipped":
+                rows[-1] |= share_row(name, (pair[0] > DECISION) != (pair[1] > DECISION))
             if name in values:
                 means[name].append((values[name], resampled[name]))
     rows.append(_mean_of(rows, means, len(marked)))
@@ -195,4 +199,6 @@ def _mean_of(rows: Sequence[Mapping], means: Mapping[str, list], images: int) ->
             row |= _figure(name, float(values.max()), resampled.amax(dim=0))
         else:
             row |= _figure(name, float(values.mean()), resampled.nanmean(dim=0))
+            if name == "flipped" and values.mean() in (0, 1):
+                row |= {end: rows[0][end] for end in ("flipped_low", "flipped_high")}
     return row

@@ -95,6 +95,13 @@ def test_interval_of_the_mean_covers_the_truth():
     assert 87 <= inside <= 100
 
 
+def test_interval_of_flips_does_not_collapse():
+    edema, _, mean = rows_of([[0.2, 0.2]] * 10, [[0.1, 0.2]] * 10)
+    for row in (edema, mean):
+        assert (row["flipped"], row["flipped_low"]) == (0, 0)
+        assert row["flipped_high"] == pytest.approx(1 - 0.025 ** (1 / 10))  # (1 - p)^10 = 2.5 %
+
+
 def test_findings_of_one_class_have_no_auc():
     first, second, mean = rows_of([[0.2, 0.3], [0.4, 0.1]], [[0.2, 0.2]] * 2, [[0, 0], [0, 1]])
     assert first["auc"] is first["auc_change"] is first["auc_change_low"] is None
