@@ -17,7 +17,8 @@ from medsign_lite.rows import Batches, in_step, share_row
 
 DECISION = 0.5  # a probability above it reads as "the finding is there"
 TAIL = 0.95
-FIGURES = ("change", "tail", "largest", "flipped", "auc_change")
+FIGURES = ("change", "tail", "largest", "flipped", "auc_change", "log_odds")
+SURE = 1e-6  # probabilities nearer to 0 or 1 than this count as this: beyond lies rounding
 
 
 def require_findings(classifiers: Mapping[str, object], findings: Sequence[str]) -> None:
@@ -96,6 +97,8 @@ def diagnostic_rows(
         below it only, because no resample holds a larger one;
         flipped: share of images whose answer at one half is another (its interval is the exact
         one, which does not collapse where no answer flips);
+        log_odds: mean |change of log(P / (1 - P))|, which also moves where the classifier is so
+        sure that its probability hardly can;
         auc_change: AUC marked minus AUC original (below 0: findings are told apart less well).
         And without interval shift, the signed mean x 100, auc and auc_marked; the AUC's figures
         are None where a finding is in no image or in all.
@@ -136,13 +139,14 @@ def _scores(marked: Tensor, original: Tensor, target: Tensor | None, drawn: Tens
     """Values by name, their resamples (R,) by name, and what has no interval."""
     size = 100 * (marked - original).abs()
     flipped = ((marked > DECISION) != (original > DECISION)).double()
+    odds = (marked.logit(SURE) - original.logit(SURE)).abs()
     every = torch.arange(len(size))[None]  # the sample itself is one more "resample"
     values, resampled = {}, {}
     for rows, into in ((every, values), (drawn, resampled)):
         chosen = size[rows]
         into["change"], into["largest"] = chosen.mean(dim=1), chosen.amax(dim=1)
         into["tail"] = chosen.quantile(TAIL, dim=1)
-        into["flipped"] = flipped[rows].mean(dim=1)
+        into["flipped"], into["log_odds"] = flipped[rows].mean(dim=1), odds[rows].mean(dim=1)
     extra = {"shift": float(100 * (marked - original).mean())}
     if target is not None:
         extra |= {"auc": None, "auc_marked": None}

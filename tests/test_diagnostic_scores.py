@@ -1,5 +1,7 @@
 """Diagnostic scores: by hand, against scikit-learn, and paired intervals."""
 
+from math import log
+
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -37,6 +39,9 @@ def test_rows_by_hand():
     assert edema["shift"] == pytest.approx((12 - 2 - 40) / 4)
     assert edema["largest"] == pytest.approx(40)
     assert edema["tail"] == pytest.approx(40 - 0.15 * 28)  # between 12 and 40, at 2.85 of 3
+    odds = [abs(log(p / (1 - p)) - log(q / (1 - q))) for p, q in
+            ((0.1, 0.1), (0.52, 0.4), (0.58, 0.6), (0.5, 0.9))]  # fmt: skip
+    assert edema["log_odds"] == pytest.approx(sum(odds) / 4)
     assert edema["flipped"] == 0.5  # the second is found now, the fourth no longer
     assert edema["auc"] == 1 and edema["auc_marked"] == 3 / 4  # .50 lies below .52
     assert edema["auc_change"] == -0.25
@@ -93,6 +98,12 @@ def test_interval_of_the_mean_covers_the_truth():
         )[-1]
         inside += row["change_low"] <= 5 <= row["change_high"]
     assert 87 <= inside <= 100
+
+
+def test_log_odds_move_where_a_probability_hardly_can():
+    sure = rows_of([[1 - 1e-4, 0.0]], [[1 - 1e-3, 0.0]])
+    assert sure[0]["change"] < 0.1 and sure[0]["log_odds"] == pytest.approx(log(10), rel=1e-3)
+    assert sure[1]["log_odds"] == 0  # certain before and after: finite
 
 
 def test_interval_of_flips_does_not_collapse():
