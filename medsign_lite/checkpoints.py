@@ -5,7 +5,9 @@ A checkpoint is a folder with `model.safetensors` and `config.json`; the configu
 read from one.
 """
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -194,3 +196,26 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], *, name: str) -> 
             f"{name}: the weights are of another architecture; keys " + ", ".join(problems)
         )
     module.load_state_dict(state, strict=True)
+
+
+def weights_fingerprint(folder: str | Path, parts: Sequence[str] | None = None) -> str:
+    """Names the contents of all safetensors below a folder, by which a result says what it is of.
+
+    Args:
+        folder: of weights, such as the shipped ones.
+        parts: its sub-folders that count, for a result of some of them; default all.
+
+    Returns:
+        12 hexadecimal digits; the same for the same files, wherever the folder is.
+
+    Raises:
+        FileNotFoundError: if the folder, or one of its parts, holds no safetensors.
+    """
+    folder, digest = Path(folder), hashlib.sha256()
+    for part in [folder] if parts is None else [folder / name for name in parts]:
+        paths = sorted(part.rglob("*.safetensors"))
+        if not paths:
+            raise FileNotFoundError(f"{part} holds no weights (*.safetensors)")
+        for path in paths:
+            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -27,7 +27,7 @@ from medsign_lite.budgets import Budget, log_row
 from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.extractor import AnyExtractor, load_extractor
 from medsign_lite.finetuning_step import evaluate, finetune_step
-from medsign_lite.latent_cache import LatentCache, read_latent_cache
+from medsign_lite.latent_cache import LatentCache, joined, read_latent_cache, with_mirrored
 from medsign_lite.latent_diffusion import copy_decoder, load_decoder, load_pipeline, save_decoder
 from medsign_lite.losses import LossWeights, chest_weights, fundus_weights
 from medsign_lite.messages import (
@@ -45,6 +45,7 @@ from medsign_lite.training_state import load_training_state, plain_settings, sav
 __all__ = ["evaluate", "finetune_step", "fit", "main", "read_message"]
 
 PRESETS = {"chest": chest_weights, "fundus": fundus_weights}
+HELD_OUT = 64  # last entries of a cache, which are never trained on
 
 
 def fit(
@@ -68,7 +69,7 @@ def fit(
     attack_names: Sequence[str] = tuple(PAPER_ATTACKS),
     temperature: float = 1.0,
     average: float = 0.998,
-    held_out: int = 64,
+    held_out: int = HELD_OUT,
     seed: int = 0,
     precision: str = "auto",
     details: dict | None = None,
@@ -214,6 +215,8 @@ def main(arguments: list[str] | None = None) -> None:
         "of the stand-in: from 0, an error weighs the same everywhere, to 1"))  # fmt: skip
     parser.add_argument("--structure", type=float, default=0.0, help=(
         "weight of one minus SSIM, added to the perceptual loss"))  # fmt: skip
+    parser.add_argument("--mirrored", action="store_true", help=(
+        "train with every entry mirrored left to right and upside down as well"))  # fmt: skip
     parser.add_argument("--limit", type=int, help="entries of the cache to use at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -225,8 +228,12 @@ def main(arguments: list[str] | None = None) -> None:
     if options.preservation is not None:
         weights = replace(weights, preservation=options.preservation)
     vae = load_pipeline(options.pipeline, device=options.device).vae
-    decoder, details = copy_decoder(vae), {"modality": options.modality}
+    decoder = copy_decoder(vae)
+    details = {"modality": options.modality, "mirrored": options.mirrored}
     cache = read_latent_cache(options.cache, decoder.eval(), limit=options.limit)
+    if options.mirrored and len(cache) > HELD_OUT:
+        train, test = cache.split(len(cache) - HELD_OUT)
+        cache = joined(with_mirrored(train, decoder), test)
     if options.start:
         decoder, details["started_from"] = load_decoder(options.start, vae)
     earlier = details.get("started_from", {}).get("message", "0")

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import FINDINGS, Record, read_manifest
 from medsign_lite.decoder_scores import score_decoder
 from medsign_lite.detection import bit_bias, empirical_false_positive_rate, extract_logits
@@ -37,6 +38,18 @@ from medsign_lite.sample_cache import FIRST_SEED, sample_with_maps
 
 # Maps of 16 x 16 are upsampled before clustering, and findings are less than 30 % of an image.
 CAS = {"side": 64, "quantile": 0.9}
+# By measurement, or by what it is called before its modality.
+WEIGHTS: dict[str, tuple[str, ...] | None] = {
+    "weights": None,
+    "localisation": ("pipeline",),
+    "unmarked": ("extractor", "decoder_chest", "decoder_fundus"),  # of the decoders the messages
+    "reconstruction": ("pipeline",),
+    "generation": ("pipeline", "classifier"),
+    "localisation_generated": ("pipeline", "segmenter"),
+    "watermark": ("pipeline", "extractor", "decoder_{modality}", "classifier", "segmenter"),
+    "manifest": (),
+    "processes": ("pipeline", "extractor"),
+}
 RECORDED = 500  # test images of a modality that recorded figures may use; fresh ones come after
 
 
@@ -50,7 +63,7 @@ class Sample:
         images: of each modality.
         seed: 0 takes the first test images, another one a random choice of those after them.
         steps: of the sampler.
-        work: generated samples are kept in a folder of it named after weights and seed.
+        work: generated samples are kept in a folder of it named after pipeline and seed.
     """
 
     data: Path
@@ -60,22 +73,18 @@ class Sample:
     steps: int
     work: Path
 
-    def config(self) -> dict:
-        """What a recorded figure is of; no path of this machine."""
+    def config(self, measurement: str) -> dict:
+        """What a recorded figure is of; no path of this machine. The weights are those that the
+        measurement looks at, so that another decoder leaves the others' figures as they are."""
+        parts = weights_of(measurement)
         return {"images": self.images, "seed": self.seed, "steps": self.steps, "cas": CAS,
-                "weights": self.fingerprint}  # fmt: skip
+                "weights": None if parts == () else weights_fingerprint(self.weights, parts)
+                }  # fmt: skip
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Names the weights' contents."""
-        digest = hashlib.sha256()
-        for path in sorted(self.weights.rglob("*.safetensors")):
-            digest.update(path.relative_to(self.weights).as_posix().encode() + path.read_bytes())
-        return digest.hexdigest()[:12]
-
-    @property
     def folder(self) -> Path:
-        return self.work / f"{self.fingerprint}-{self.seed}-{self.images}-{self.steps}"
+        name = weights_fingerprint(self.weights, ["pipeline"])
+        return self.work / f"{name}-{self.seed}-{self.images}-{self.steps}"
 
     def generator(self, name: str) -> torch.Generator:
         """Its own stream for every measurement, so that one can be repeated alone."""
@@ -137,6 +146,14 @@ class Sample:
             cas=CAS,
         )
         return read_latent_cache(folder, LatentDecoder(self.pipeline.vae).eval())
+
+
+def weights_of(measurement: str) -> tuple[str, ...] | None:
+    """Folders of the weights that a measurement looks at: () for none, None for all."""
+    if measurement in WEIGHTS:
+        return WEIGHTS[measurement]
+    kind, modality = measurement.rsplit("_", 1)
+    return tuple(name.format(modality=modality) for name in WEIGHTS[kind])
 
 
 def figure(row: Mapping, name: str) -> dict:

@@ -143,14 +143,14 @@ def measure(sample: Sample, names: Iterable[str], *, keep: Path | None = None) -
         part = keep / f"{name}.json" if keep else None
         if part is not None and part.is_file():
             document = read_result(part)
-            if document["config"] != sample.config():
+            if document["config"] != sample.config(name):
                 raise ValueError(f"{part} is of another sample: {document['config']}")
             figures[name] = document["values"]
             continue
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         figures[name] = MEASUREMENTS[name](sample)
         if part is not None:
-            record_result(part, figures[name], sample.config())
+            record_result(part, figures[name], sample.config(name))
             figures[name] = read_result(part)["values"]
     return figures
 
@@ -183,17 +183,22 @@ def judge_recorded(gates: Sequence[Gate], folder: Path, *, data: Path = REAL_DAT
 
 
 def compare(
-    gates: Sequence[Gate], figures: Mapping[str, Mapping], folder: Path, *, weights: str
+    gates: Sequence[Gate],
+    figures: Mapping[str, Mapping],
+    folder: Path,
+    *,
+    weights: Mapping[str, str | None],
 ) -> bool:
     """Print which gates' figures disagree with the recorded ones; True if none does.
 
-    weights: fingerprint of those measured; figures recorded of others disagree in any case.
+    weights: fingerprint of those that each measurement looked at; figures recorded of others
+        disagree in any case.
     """
     fine = True
     for gate in gates:
         path = folder / f"{gate.measurement}.json"
         document = read_result(path) if path.is_file() else None
-        if document is None or document["config"].get("weights") != weights:
+        if document is None or document["config"].get("weights") != weights[gate.measurement]:
             why = "nothing is recorded" if document is None else "recorded of other weights"
             print(f"{gate.name:32} {path.name}: {why}")
             fine = False
@@ -239,10 +244,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         passed &= judge_recorded(RECORDED_GATES, options.results)
     if options.record:
         for name, values in figures.items():
-            record_result(options.results / f"{name}.json", values, sample.config())
+            record_result(options.results / f"{name}.json", values, sample.config(name))
         print(f"recorded: {', '.join(figures)}")
         return 0 if passed else 1
-    agreed = compare(gates, figures, options.results, weights=sample.fingerprint)
+    weights = {name: sample.config(name)["weights"] for name in figures}
+    agreed = compare(gates, figures, options.results, weights=weights)
     return 0 if passed and agreed else 1
 
 

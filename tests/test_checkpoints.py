@@ -142,3 +142,22 @@ def test_load_strictly_copies_or_names_what_differs():
         checkpoints.load_strictly(
             target, {"weight": torch.zeros(2, 3), "bias": source.bias}, name="reader"
         )
+
+
+def test_weights_fingerprint_names_contents_and_not_the_place(tmp_path):
+    for place in ("here", "there"):
+        for part in ("extractor", "decoder"):
+            checkpoints.save_checkpoint(
+                tmp_path / place / part, {"w": torch.ones(2)}, {"kind": part}
+            )
+    here, there = tmp_path / "here", tmp_path / "there"
+    whole, decoder = (
+        checkpoints.weights_fingerprint(here),
+        checkpoints.weights_fingerprint(here, ("decoder",)),
+    )
+    assert whole == checkpoints.weights_fingerprint(there) != decoder
+    checkpoints.save_checkpoint(here / "extractor", {"w": torch.zeros(2)}, {"kind": "extractor"})
+    assert checkpoints.weights_fingerprint(here) != whole
+    assert checkpoints.weights_fingerprint(here, ("decoder",)) == decoder
+    with pytest.raises(FileNotFoundError, match="none holds no weights"):
+        checkpoints.weights_fingerprint(here, ("decoder", "none"))

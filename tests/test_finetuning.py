@@ -251,7 +251,9 @@ def test_main_fine_tunes_from_folders(tmp_path):
     assert config["weights"] == vars(chest_weights())
     # Another run goes on from there: a step so small that half precision does not show it.
     main([*command, "--out", str(tmp_path / "next"), "--start", str(tmp_path / "out" / "decoder"),
-          "--learning-rate", "1e-9"])  # fmt: skip
+          "--learning-rate", "1e-9", "--mirrored", "--structure", "2"])  # fmt: skip
     second, config = load_checkpoint(tmp_path / "next" / "decoder", kind="decoder")
     assert all(torch.allclose(second[name], first[name], atol=1e-4) for name in first)
     assert config["started_from"]["learning_rate"] == 0.01 and config["message"] == "1010"
+    assert config["mirrored"] and config["entries"] == 4 * 6 + 64  # what is held out stays as it is
+    assert config["perceptual"] == "masked-pyramid+ssim-2"

@@ -7,10 +7,12 @@ from medsign_lite import gates
 from medsign_lite.data import Record, write_manifest
 from medsign_lite.gate_measurements import (
     RECORDED,
+    WEIGHTS,
     Sample,
     figure,
     fixed_places,
     mean_of_rows,
+    weights_of,
 )
 from medsign_lite.gates import (
     GATES,
@@ -25,6 +27,7 @@ from medsign_lite.gates import (
     main,
     measure,
 )
+from medsign_lite.latent_diffusion import BUNDLED
 from medsign_lite.results import read_result, record_result
 
 
@@ -123,14 +126,14 @@ def test_judge_is_false_if_one_falls_short_or_was_not_measured(capsys):
 
 def test_compare_names_what_is_missing_other_or_different(tmp_path, capsys):
     figures = {"m": {"f": interval(0.95, 0.94, 0.96)}}
-    assert not compare([gate()], figures, tmp_path, weights="abc")
+    assert not compare([gate()], figures, tmp_path, weights={"m": "abc"})
     assert "m.json: nothing is recorded" in capsys.readouterr().out
     record_result(tmp_path / "m.json", figures["m"], {"weights": "abc"})
-    assert compare([gate()], figures, tmp_path, weights="abc")
-    assert not compare([gate()], figures, tmp_path, weights="other")
+    assert compare([gate()], figures, tmp_path, weights={"m": "abc"})
+    assert not compare([gate()], figures, tmp_path, weights={"m": "other"})
     assert "other weights" in capsys.readouterr().out
     changed = {"m": {"f": interval(0.5, 0.49, 0.51)}}
-    assert not compare([gate()], changed, tmp_path, weights="abc")
+    assert not compare([gate()], changed, tmp_path, weights={"m": "abc"})
     assert "recorded 0.950 [0.940, 0.960], now 0.500" in capsys.readouterr().out
 
 
@@ -156,8 +159,9 @@ def test_judge_recorded_skips_what_cannot_be_recorded_and_asks_for_what_can(tmp_
 @pytest.fixture
 def weights(tmp_path):
     folder = tmp_path / "weights"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"weights")
+    for part in ("pipeline", "extractor", "decoder_chest", "decoder_fundus"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "model.safetensors").write_bytes(part.encode())
     return folder
 
 
@@ -178,6 +182,7 @@ def test_measure_keeps_finished_parts_and_goes_on(tmp_path, weights, monkeypatch
 
     for name in ("first", "second"):
         monkeypatch.setitem(MEASUREMENTS, name, lambda sample, name=name: count(name))
+        monkeypatch.setitem(WEIGHTS, name, ("pipeline",))
     sample = sample_of(tmp_path, weights)
     with pytest.raises(KeyboardInterrupt):
         measure(sample, ["first", "second"], keep=tmp_path / "parts")
@@ -186,6 +191,24 @@ def test_measure_keeps_finished_parts_and_goes_on(tmp_path, weights, monkeypatch
     assert figures["first"]["f"]["value"] == 1.0
     with pytest.raises(ValueError, match="another sample"):
         measure(sample_of(tmp_path, weights, seed=2), ["first"], keep=tmp_path / "parts")
+
+
+def test_another_decoder_leaves_the_figures_of_all_else(tmp_path, weights):
+    sample = sample_of(tmp_path, weights)
+    names = ["reconstruction_chest", "unmarked", "weights", "manifest"]
+    before = {name: sample.config(name)["weights"] for name in names}
+    (weights / "decoder_fundus" / "model.safetensors").write_bytes(b"trained on")
+    after = {name: sample.config(name)["weights"] for name in names}
+    assert [name for name in names if after[name] != before[name]] == ["unmarked", "weights"]
+    assert after["manifest"] is None
+    assert sample_of(tmp_path, weights).folder == sample.folder
+
+
+def test_every_measurement_says_which_weights_it_looks_at():
+    found = {name: weights_of(name) for name in MEASUREMENTS}
+    assert found["watermark_fundus"][2] == "decoder_fundus"
+    shipped = {path.name for path in BUNDLED.parent.iterdir() if path.is_dir()}
+    assert all(set(parts) <= shipped for parts in found.values() if parts)
 
 
 def test_main_exits_by_gates_and_by_agreement(tmp_path, weights, monkeypatch, capsys):

@@ -7,7 +7,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from medsign_lite.latent_cache import LatentCache, read_latent_cache, write_latent_cache
+from medsign_lite.latent_cache import (
+    LatentCache,
+    joined,
+    read_latent_cache,
+    with_mirrored,
+    write_latent_cache,
+)
 
 
 class Doubler(nn.Module):
@@ -61,6 +67,41 @@ def test_cache_splits_without_overlap(tmp_path):
 def test_cache_can_be_limited(tmp_path):
     written(tmp_path)
     assert len(read_latent_cache(tmp_path, Doubler(), limit=2)) == 2
+
+
+def test_mirrored_entries_turn_latents_maps_and_images_together(tmp_path):
+    written(tmp_path, count=3)
+    cache = read_latent_cache(tmp_path, Doubler())
+    all_four = with_mirrored(cache, Doubler(), batch_size=2)
+    assert len(all_four) == 12 and all_four.prompts == cache.prompts * 4
+    # The decoder here works pixel by pixel, so a mirrored image is the image mirrored.
+    for part, axes in enumerate(((), (-1,), (-2,), (-2, -1))):
+        chosen = slice(3 * part, 3 * part + 3)
+        assert torch.equal(all_four.originals[chosen], cache.originals.flip(axes))
+        assert torch.equal(all_four.latents[chosen], cache.latents.flip(axes))
+        assert torch.equal(all_four.maps[chosen], cache.maps.flip(axes))
+
+
+def test_mirrored_images_are_the_decoders_not_flipped_pixels(tmp_path):
+    class Tilted(Doubler):
+        def forward(self, latents):
+            image = super().forward(latents)
+            return image * torch.linspace(0, 1, image.shape[-1])
+
+    written(tmp_path, count=2)
+    cache = read_latent_cache(tmp_path, Tilted())
+    mirrored = with_mirrored(cache, Tilted()).split(2)[1].split(2)[0]
+    assert not torch.equal(mirrored.originals, cache.originals.flip(-1))
+    assert mirrored.originals[..., 0].max() == 0
+
+
+def test_joined_caches_keep_their_order(tmp_path):
+    written(tmp_path, count=4)
+    cache = read_latent_cache(tmp_path, Doubler())
+    first, rest = cache.split(1)
+    again = joined(rest, first)
+    assert again.prompts == (*cache.prompts[1:], cache.prompts[0])
+    assert torch.equal(again.latents[-1], cache.latents[0])
 
 
 def test_cache_with_originals_is_read_from_the_file(tmp_path):

@@ -22,20 +22,22 @@ LAYERS = {
     1: """data image_stack attacks distortions metrics rows losses extractor spectral whitening
         latent_diffusion latent_cache bundled_networks perceptual
         published_extractor attention attention_layers attack_chains
-        dct_dwt noticeable backbone vicreg patch_mixer ssl_watermark localised_watermark
-        marked_regions dicom image_files provenance generators memory_estimate shards""",
+        dct_dwt noticeable backbone vicreg ssl_watermark localised_watermark marked_regions
+        dicom image_files provenance generators memory_estimate shards
+        patch_mixer""",
     2: """localisation localisation_scores selection detection pretraining curriculum
         finetuning finetuning_step evaluation judges judge_data judge_networks judge_scores
         xrayvision backbone_training
         autoencoder_training denoiser_training grounding report_supervision report_tokenizer
-        sample_cache map_variants held_out decoder_scores encoded_images
-        diffusion_finetuning diffusion_step keys key_detection detection_table localised_training
-        attack_scores attack_curves regeneration purification forgery diagnostic_scores
-        table2_rows claims""",
+        sample_cache held_out decoder_scores encoded_images diffusion_finetuning diffusion_step
+        keys key_detection detection_table localised_training
+        attack_scores attack_curves regeneration purification forgery
+        map_variants diagnostic_scores table2_rows claims""",
     3: """plotting figures widgets index_page notebook_execution tutorial bundle gates
-        gate_measurements scale_measurements command_line detect_command generate_command
-        keys_command
-        attack_measurements attacker ablations table2 table2_measurements""",
+        gate_measurements scale_measurements recorded_figures
+        command_line detect_command generate_command keys_command
+        attack_measurements attacker
+        ablations table2 table2_measurements""",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in (ROOT / "medsign_lite").glob("*.py"))

@@ -1,0 +1,107 @@
+"""The recorded figures of the gates as Markdown tables, and the README's copy of them.
+
+    python -m medsign_lite.recorded_figures                     # print
+    python -m medsign_lite.recorded_figures --write README.md   # and put them between the marks
+
+A figure in prose grows old unnoticed. So the README holds none but these, and a test compares them
+with `results/`.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from medsign_lite.data import MODALITIES
+from medsign_lite.files import whole_file
+from medsign_lite.gate_measurements import figure
+from medsign_lite.gates import GATES, RECORDED_GATES, RESULTS, Gate
+from medsign_lite.results import read_result
+
+BEGIN, END = "<!-- recorded figures: begin -->", "<!-- recorded figures: end -->"
+
+
+def recorded(gate: Gate, folder: Path) -> Mapping | None:
+    """{"value", "low", "high"} that `folder` holds of a gate's figure, or None."""
+    path = folder / f"{gate.measurement}.json"
+    if not path.is_file():
+        return None
+    values = read_result(path)["values"]
+    if gate in RECORDED_GATES:
+        trained = values["trained"]
+        return figure(trained["quality"] | trained["attacks"][0], gate.figure)
+    return values.get(gate.figure)
+
+
+def tables(folder: str | Path = RESULTS) -> str:
+    """Two Markdown tables: what both modalities are asked for, side by side, then all else.
+
+    A figure that falls short is bold; what is not recorded is a dash.
+    """
+    gates = {gate.name: gate for gate in (*GATES, *RECORDED_GATES)}
+    shared = {name.split(": ", 1)[1]: gate for name, gate in gates.items()
+              if name.startswith(f"{MODALITIES[0]}: ")}  # fmt: skip
+    of_both = {f"{modality}: {name}" for modality in MODALITIES for name in shared}
+    pairs = [
+        [name, _required(gate),
+         *(_cell(gates[f"{modality}: {name}"], Path(folder)) for modality in MODALITIES)]
+        for name, gate in shared.items()
+    ]  # fmt: skip
+    others = [[name, _required(gate), _cell(gate, Path(folder))]
+              for name, gate in gates.items() if name not in of_both]  # fmt: skip
+    return "\n".join([
+        *_table(["", "required", *MODALITIES], pairs),
+        "",
+        *_table(["", "required", "recorded"], others),
+    ])  # fmt: skip
+
+
+def _required(gate: Gate) -> str:
+    return f"{'≥' if gate.direction == 'at least' else '≤'} {gate.required:g}"
+
+
+def _cell(gate: Gate, folder: Path) -> str:
+    measured = recorded(gate, folder)
+    if measured is None or measured["value"] is None:
+        return "-"
+    size = abs(measured["value"])
+    digits = 1 if size >= 2 else 3 if size >= 0.01 or size == 0 else 4
+    text = f"{measured['value']:.{digits}f}"
+    return text if gate.passes(measured) else f"**{text}**"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def with_tables(text: str, folder: str | Path = RESULTS) -> str:
+    """The text with the tables between its two marks.
+
+    Raises:
+        ValueError: if the marks are not there once each, in order.
+    """
+    parts = text.split(BEGIN)
+    if len(parts) != 2 or parts[1].count(END) != 1 or END in parts[0]:
+        raise ValueError(f"expected one {BEGIN} and after it one {END}")
+    rest = parts[1].split(END)[1]
+    return f"{parts[0]}{BEGIN}\n{tables(folder)}\n{END}{rest}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medsign_lite.recorded_figures", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--write", type=Path, help="Markdown file to put the tables into")
+    options = parser.parse_args(arguments)
+    if options.write:
+        text = with_tables(options.write.read_text(encoding="utf-8"), options.results)
+        with whole_file(options.write) as file:
+            file.write(text.encode())
+    else:
+        print(tables(options.results))
+
+
+if __name__ == "__main__":
+    main()

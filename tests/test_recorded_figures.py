@@ -1,0 +1,72 @@
+import pytest
+
+from medsign_lite.gates import GATES, RECORDED_GATES, RESULTS
+from medsign_lite.recorded_figures import BEGIN, END, main, recorded, tables, with_tables
+from medsign_lite.results import ROOT, record_result
+
+
+def record(folder, name, **values):
+    figures = {key: {"value": value, "low": value, "high": value} for key, value in values.items()}
+    record_result(folder / f"{name}.json", figures, {})
+
+
+def row_of(text, name):
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_tables_show_every_gate_once(tmp_path):
+    lines = [line for line in tables(tmp_path).splitlines() if line.startswith("| ")]
+    both = sum(gate.name.startswith(("chest: ", "fundus: ")) for gate in GATES)
+    assert len(lines) - 4 == both // 2 + len(GATES) - both + len(RECORDED_GATES)
+    assert all(
+        line.endswith(" - |") for line in lines[2:] if "---" not in line and "req" not in line
+    )
+
+
+def test_tables_hold_what_is_recorded(tmp_path):
+    record(tmp_path, "watermark_chest", psnr=39.31, none=0.9994, rotation=0.871)
+    record(tmp_path, "watermark_fundus", psnr=37.2)
+    record(tmp_path, "processes", difference=0.0003)
+    text = tables(tmp_path)
+    assert row_of(text, "watermark, dB") == ["watermark, dB", "≥ 38", "39.3", "**37.2**"]
+    assert row_of(text, "bits, no attack") == ["bits, no attack", "≥ 0.99", "0.999", "-"]
+    assert row_of(text, "bits, rotation")[2:] == ["**0.871**", "-"]
+    assert row_of(text, "two processes, share off")[1:] == ["≤ 0.001", "0.0003"]
+
+
+def test_recorded_reads_the_real_decoders_trained_images(tmp_path):
+    gate = next(gate for gate in RECORDED_GATES if gate.figure == "bit_accuracy")
+    values = {"trained": {"quality": {"psnr": 38.5}, "attacks": [{"bit_accuracy": 0.995}]}}
+    record_result(tmp_path / f"{gate.measurement}.json", values, {})
+    assert recorded(gate, tmp_path)["value"] == 0.995
+
+
+def test_with_tables_replaces_what_is_between_the_marks(tmp_path):
+    text = with_tables(f"before\n{BEGIN}\nold\n{END}\nafter\n", tmp_path)
+    assert text == f"before\n{BEGIN}\n{tables(tmp_path)}\n{END}\nafter\n"
+    assert with_tables(text, tmp_path) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{END}{END}", BEGIN * 2 + END]
+)
+def test_with_tables_refuses_other_marks(text, tmp_path):
+    with pytest.raises(ValueError, match="expected one"):
+        with_tables(text, tmp_path)
+
+
+def test_main_prints_and_writes(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n{BEGIN}\n{END}\n")
+    main(["--results", str(tmp_path), "--write", str(page)])
+    assert tables(tmp_path) in page.read_text()
+    main(["--results", str(tmp_path)])
+    assert capsys.readouterr().out.strip() == tables(tmp_path)
+
+
+def test_readme_holds_the_recorded_figures():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme == with_tables(readme, RESULTS), (
+        "python -m medsign_lite.recorded_figures --write README.md brings it up to date"
+    )
