@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from medsign_lite.attacker import measure
+from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.claims import REFERENCE, claim_rows
 from medsign_lite.data import FINDINGS, MODALITIES, read_manifest
 from medsign_lite.diagnostic_scores import require_findings
@@ -99,6 +100,7 @@ def joined(
     document = read_result(out)
     earlier = dict(document["config"])
     decoders_then = earlier.pop("decoders", {})
+    earlier.pop("weights", None)  # of the shipped decoder as well, which is one row among others
     if earlier != dict(config):
         changed = [key for key in {**earlier, **config} if earlier.get(key) != config.get(key)]
         raise ValueError(
@@ -167,7 +169,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows, made = joined(rows, made, material.config(), options.out)
     missing = [name for name in TITLES if name not in {row["row"] for row in rows}]
     values = {"rows": rows, "claims": claim_rows(rows), "missing": missing}
-    record_result(options.out, values, material.config() | {"decoders": made})
+    shipped = ("pipeline", "extractor", f"decoder_{options.modality}")
+    there = [name for name in shipped if (options.weights / name).is_dir()]
+    about = {"decoders": made, "weights": weights_fingerprint(options.weights, there)}
+    record_result(options.out, values, material.config() | about)
     print(f"recorded: {', '.join(row['row'] for row in rows)} in {options.out}")
     if missing:
         print(f"no decoder yet of: {', '.join(missing)} (medsign_lite.ablations trains them)")

@@ -9,6 +9,7 @@ from PIL import Image
 from tiny_pipeline import tiny_pipeline
 
 from medsign_lite import table2
+from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import CHEST_FINDINGS, Record, write_manifest
 from medsign_lite.judge_networks import (
     FindingClassifier,
@@ -96,6 +97,8 @@ def test_table_holds_every_row_there_is_and_is_not_measured_twice(run, models, t
     verdicts = {row["key"]: row["verdict"] for row in values["claims"]}
     assert verdicts["tv_psnr"] == "holds" and verdicts["cas_bits"] == "not decidable"
     assert str(models) not in json.dumps(document) and config["images"] == IMAGES
+    parts = ("pipeline", "decoder_chest")  # those of the shipped ones that are there
+    assert config["weights"] == weights_fingerprint(models / "weights", parts)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
     assert run()["values"] == values
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
@@ -121,7 +124,7 @@ def test_rows_of_other_configurations_are_refused(run, models, tmp_path):
         run(seed=1)
     config = {**read_result(tmp_path / "out.json")["config"]}
     made = {"without_tv": config["decoders"]["without_tv"], "medsign": {"0": "another"}}
-    del config["decoders"]
+    del config["decoders"], config["weights"]
     with pytest.raises(ValueError, match="with other decoders of MedSign: measure all rows again"):
         table2.joined([{"row": "without_tv"}], made, config, tmp_path / "out.json")
 
