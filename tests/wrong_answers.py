@@ -472,4 +472,34 @@ BANK = {
         "one in n": ("bound = 1 / 500", "about three in n"),
         "rule of three": ("bound = 3 / 500", "put it back in"),
     },
+    "08_ablations_and_controls/ex1": {
+        "number": ("return map.square().mean().sqrt()", "a map of the same shape"),
+        "the map itself": ("return map", "the same value everywhere"),
+        "equal mean": ("return torch.full_like(map, float(map.mean()))", "that is the equal mean"),
+        "largest": ("return torch.full_like(map, float(map.max()))", "not the largest"),
+        "no root": ("return torch.full_like(map, float(map.square().mean()))", "take the root"),
+        "constant": ("return torch.full_like(map, 0.2)", "for any map"),
+    },
+    "08_ablations_and_controls/ex2": {
+        "every image": (
+            "return bool((apart > 0).all() or (apart < 0).all())",
+            "mean over the images first",
+        ),
+        "mean over seeds": ("return bool(apart.mean() != 0)", "the mean over seeds hides it"),
+        "above only": ("return bool((apart.mean(dim=1) > 0).all())", "agree as well"),
+        "tensor": (
+            "means = apart.mean(dim=1)\nreturn (means > 0).all() | (means < 0).all()",
+            "a bool, not a tensor",
+        ),
+        "zero counts": (
+            "means = apart.mean(dim=1)\nreturn bool((means >= 0).all() or (means <= 0).all())",
+            "has no sign",
+        ),
+    },
+    "08_ablations_and_controls/ex3": {
+        "the hits": ("expected = 17 * 0.95", "the misses"),
+        "of one": ("expected = 0.05", "of all seventeen"),
+        "at least one": ("expected = 1 - 0.95**17", "at least one"),
+        "both sides": ("expected = 17 * 0.1", "five in a hundred"),
+    },
 }
