@@ -45,9 +45,9 @@ def test_classifiers_must_agree():
 
 
 def table(row, differences, *, change=1.0):
-    reference = {"row": "medsign", "classifiers": {
+    reference = {"row": "medsign", "seeds": ["0", "1", "2"], "classifiers": {
         name: {"mean": {"change": figure(change)}} for name in ("a", "b")}}  # fmt: skip
-    return [reference, {"row": row, "against_medsign": differences}]
+    return [reference, {"row": row, "seeds": ["0", "1", "2"], "against_medsign": differences}]
 
 
 def one(key):
@@ -104,6 +104,16 @@ def test_the_agreement_of_two_maps_is_told():
     rows = table("without_cas", apart)
     rows[1]["map"] = {"kind": "sharp_without_cas", "agreement": 0.876}
     assert claim_rows(rows, claim)[0]["why"].endswith("(The two maps correlate to 0.88.)")
+
+
+def test_fewer_than_three_seeds_decide_nothing():
+    claim, apart = one("signature_psnr"), {"psnr": figure(-5.0, 0.01, 0.01)}
+    rows = table("stable_signature", apart)
+    assert claim_rows(rows, claim)[0]["verdict"] == HOLDS
+    rows[1]["seeds"] = ["0", "1"]
+    (row,) = claim_rows(rows, claim)
+    assert row["verdict"] == OPEN and row["why"] == "Of 3 seeds that are asked for, 2 were trained."
+    assert "-5.00" in row["measured"]
 
 
 def test_a_missing_row_is_said():
