@@ -34,6 +34,7 @@ MINUTES = {
         "autoencoder": 115,
         "denoiser": 240,
         "classifier": 20,
+        "classifier_mixer": 25,
         "segmenter": 20,
         "extractor": 60,
         "decoder_chest": 90,
@@ -43,6 +44,7 @@ MINUTES = {
         "autoencoder": 4,
         "denoiser": 8,
         "classifier": 1,
+        "classifier_mixer": 1,
         "segmenter": 1,
         "extractor": 6,
         "decoder_chest": 2,
@@ -87,14 +89,19 @@ def stages(
         run(denoiser_training, "denoiser", "--data", data, "--autoencoder", vae)
         publish(work / "denoiser" / "pipeline", "pipeline")
 
-    def judge(kind: str) -> None:
-        start = ("--start", weights / "classifier") if kind == "segmenter" else ()
-        run(judges, kind, kind, "--data", data, *start)
-        made = work / f"{kind}_weights"
+    def judge(kind: str, name: str, *options: str | Path) -> None:
+        run(judges, name, kind, "--data", data, *options)
+        made = work / f"{name}_weights"
         made.mkdir(exist_ok=True)
         for file in ("model.safetensors", "config.json"):
-            shutil.copy(work / kind / file, made / file)
-        publish(made, kind)
+            shutil.copy(work / name / file, made / file)
+        publish(made, name)
+
+    def segmenter() -> None:
+        judge("segmenter", "segmenter", "--start", weights / "classifier")
+
+    def second_classifier() -> None:
+        judge("classifier", "classifier_mixer", "--architecture", "mixer")
 
     def extractor() -> None:
         run(pretraining, "extractor", "--images", data)
@@ -122,8 +129,9 @@ def stages(
     return {
         "autoencoder": (work / "autoencoder" / "vae", autoencoder),
         "denoiser": (weights / "pipeline", denoiser),
-        "classifier": (weights / "classifier", lambda: judge("classifier")),
-        "segmenter": (weights / "segmenter", lambda: judge("segmenter")),
+        "classifier": (weights / "classifier", lambda: judge("classifier", "classifier")),
+        "classifier_mixer": (weights / "classifier_mixer", second_classifier),
+        "segmenter": (weights / "segmenter", segmenter),
         "extractor": (weights / "extractor", extractor),
         "cache_chest": (work / "cache_chest" / "cache.safetensors", lambda: cache("chest")),
         "cache_fundus": (work / "cache_fundus" / "cache.safetensors", lambda: cache("fundus")),

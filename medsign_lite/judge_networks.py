@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from medsign_lite.checkpoints import load_checkpoint, load_strictly, save_checkpoint
 from medsign_lite.data import CHEST_FINDINGS, FUNDUS_FINDINGS
 from medsign_lite.images import check_image, resize
+from medsign_lite.patch_mixer import PatchMixer
 
 HALVES = {"chest": ("right", "left"), "fundus": ("superior", "inferior")}
+WIDTHS = {"convolutional": (32, 64, 96, 128), "mixer": (32, 48, 128, 128, 128, 128)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,27 +31,44 @@ class JudgeConfig:
         kind: "classifier" or "segmenter".
         findings: names of the outputs, in order.
         size: side in pixels at which the judge looks; other sizes are resized to it.
-        widths: channels at size/2, size/4, size/8 and size/16.
+        widths: channels at size/2, size/4, size/8 and size/16; of a mixer those of the two
+            convolutions before it, and of each of its blocks. Default: see `WIDTHS`.
+        architecture: "convolutional" or, for a classifier, "mixer" (see `patch_mixer.py`): a second
+            judge whose answers do not come from the same kind of network.
     """
 
     kind: str
     findings: tuple[str, ...] = CHEST_FINDINGS + FUNDUS_FINDINGS
     size: int = 128
-    widths: tuple[int, ...] = (32, 64, 96, 128)
+    widths: tuple[int, ...] = ()
+    architecture: str = "convolutional"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "findings", tuple(self.findings))
-        object.__setattr__(self, "widths", tuple(self.widths))
         if self.kind not in ("classifier", "segmenter"):
             raise ValueError(f"expected kind 'classifier' or 'segmenter', got {self.kind!r}")
+        if self.architecture not in WIDTHS:
+            raise ValueError(
+                f"expected an architecture of {tuple(WIDTHS)}, got {self.architecture!r}"
+            )
+        if self.kind == "segmenter" and self.architecture != "convolutional":
+            raise ValueError(f"a segmenter is convolutional, got {self.architecture!r}")
+        object.__setattr__(self, "findings", tuple(self.findings))
+        object.__setattr__(self, "widths", tuple(self.widths) or WIDTHS[self.architecture])
         known = CHEST_FINDINGS + FUNDUS_FINDINGS
         strange = [name for name in self.findings if name not in known]
         if strange or len(set(self.findings)) < len(self.findings) or not self.findings:
             raise ValueError(f"expected distinct findings of {known}, got {self.findings}")
         if self.size % 16 or self.size < 32:
             raise ValueError(f"expected size a multiple of 16 of at least 32, got {self.size}")
-        if len(self.widths) != 4 or any(width % 8 for width in self.widths):
+        if self.architecture == "mixer":
+            if len(self.widths) < 3 or len(set(self.widths[2:])) > 1:
+                raise ValueError(
+                    f"expected two widths and then one or more equal ones, got {self.widths}"
+                )
+        elif len(self.widths) != 4:
             raise ValueError(f"expected four widths, multiples of 8, got {self.widths}")
+        if any(width % 8 for width in self.widths):
+            raise ValueError(f"expected widths that are multiples of 8, got {self.widths}")
 
 
 class Reading(NamedTuple):
@@ -88,19 +107,28 @@ def _coordinates(like: Tensor) -> Tensor:
 
 
 class Judge(nn.Module):
-    """What both judges share: the four stages that see the image and the names of the findings."""
+    """What the judges share: the stages that see the image and the names of the findings."""
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
         self.config = config
         widths = config.widths
-        self.stages = nn.ModuleList(
-            [_convolution(14, widths[0])]  # 3 colours x 2 x 2 pixels and 2 coordinates
-            + [_stage(widths[level], widths[level + 1]) for level in range(3)]
-        )
+        first = _convolution(14, widths[0])  # 3 colours x 2 x 2 pixels and 2 coordinates
+        if config.architecture == "mixer":
+            mixer = PatchMixer(
+                inputs=widths[1], side=config.size // 4, channels=widths[2],
+                depth=len(widths) - 2, patch=2,
+            )  # fmt: skip
+            later = [_convolution(widths[0], widths[1], stride=2), mixer]
+        else:
+            later = [_stage(widths[level], widths[level + 1]) for level in range(3)]
+        self.stages = nn.ModuleList([first, *later])
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Features at size/2, size/4, size/8 and size/16 of an image (B, 3, H, W) in [0, 1]."""
+        """Features at size/2, size/4, size/8 and size/16 of an image (B, 3, H, W) in [0, 1].
+
+        A mixer has three: at size/2, size/4 and, of its patches, at size/8.
+        """
         check_image(image, minimum=32, in_range=not self.training)
         size = (self.config.size, self.config.size)
         if image.shape[2:] != size:
@@ -115,7 +143,7 @@ class Judge(nn.Module):
         return levels
 
     def start_from(self, other: "Judge") -> None:
-        """Copy another judge's four stages, the part that sees the image.
+        """Copy another judge's stages, the part that sees the image.
 
         A segmenter that starts from a trained classifier needs a fraction of the steps.
 
@@ -142,8 +170,8 @@ class Judge(nn.Module):
 class FindingClassifier(Judge):
     """Says which findings an image shows, and on which side.
 
-    Four stages of two convolutions, then one attention pooling per finding and side: each of them
-    looks at the place where it expects its evidence.
+    Four stages of two convolutions, or a mixer, then one attention pooling per finding and side:
+    each of them looks at the place where it expects its evidence.
     """
 
     def __init__(self, config: JudgeConfig | None = None) -> None:

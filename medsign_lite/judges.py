@@ -3,6 +3,7 @@
     python -m medsign_lite.judges classifier --data MANIFEST --out FOLDER --minutes 10
 
 trains for that long in all; killed, it goes on where it was when the same command is run again.
+`--architecture mixer` trains a second classifier of another kind.
 The networks themselves are in `judge_networks`. What is measured with them later is a change of
 probability under a watermark, so they are trained to look past what is not anatomy: noise, blur,
 exposure and small movements.
@@ -26,6 +27,7 @@ from medsign_lite.checkpoints import load_strictly
 from medsign_lite.data import read_manifest
 from medsign_lite.judge_data import Phantoms
 from medsign_lite.judge_networks import (
+    WIDTHS,
     FindingClassifier,
     FindingSegmenter,
     Judge,
@@ -200,17 +202,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--start", type=Path, help="classifier whose stages a segmenter starts from"
     )
+    parser.add_argument("--architecture", choices=WIDTHS, default="convolutional", help=(
+        "mixer: a second classifier of another kind"))  # fmt: skip
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = vars(parser.parse_args(arguments))
     tune_processor()
-    network = {"classifier": FindingClassifier, "segmenter": FindingSegmenter}[options.pop("kind")]
+    kind = options.pop("kind")
+    network = {"classifier": FindingClassifier, "segmenter": FindingSegmenter}[kind]
     records = read_manifest(options.pop("data"), check_files=False)
     torch.manual_seed(options["seed"])  # the network's first weights
     device = options.pop("device")
-    judge = network().to(device, memory_format=torch.channels_last)
+    config = JudgeConfig(kind=kind, architecture=options.pop("architecture"))
+    judge = network(config).to(device, memory_format=torch.channels_last)
     if (start := options.pop("start")) is not None:
         judge.start_from(load_classifier(start, device=device))
     splits = {"train": [], "validation": [], "test": []}

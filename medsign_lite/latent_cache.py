@@ -1,7 +1,8 @@
 """What stays the same while a decoder is fine-tuned: latents, pathology maps, original images.
 
 On disk a folder holds `cache.safetensors` with `latents` (N, C, h, w) and `maps` (N, H, W), both
-in half precision, maps at the latents' or the images' resolution, and `prompts.json`. The
+in half precision, maps at the latents' or the images' resolution, and `prompts.json`. Other maps of
+the same latents may lie beside them, as `maps_NAME`. The
 original decoder's images, `originals` (N, 3, H, W) uint8, are in the file as well, or are made
 from the latents when the cache is read. What is in the file is mapped into memory: only the
 entries that are used are read, and 6,000 of 512 x 512 pixels need not fit.
@@ -92,14 +93,24 @@ def write_latent_cache(
 
 @torch.no_grad()
 def read_latent_cache(
-    folder: str | Path, decoder: nn.Module, *, batch_size: int = 32, limit: int | None = None
+    folder: str | Path,
+    decoder: nn.Module,
+    *,
+    batch_size: int = 32,
+    limit: int | None = None,
+    kind: str = "",
 ) -> LatentCache:
     """Read a cache; unless it holds the originals, decode its latents with the original decoder.
 
+    Args:
+        decoder: the original one.
+        limit: of the entries.
+        kind: of the maps, where the folder holds others beside its own (see `map_variants.py`).
+
     Raises:
         FileNotFoundError: if one of the two files is missing.
-        ValueError: if it is truncated, lacks a tensor, its parts disagree in number, or its
-            originals are another decoder's.
+        ValueError: if it is truncated, lacks a tensor, its parts disagree in number, its
+            originals are another decoder's, or it holds no maps of that kind.
     """
     folder = Path(folder)
     for name in (TENSORS, PROMPTS):
@@ -109,9 +120,15 @@ def read_latent_cache(
         tensors = load_file(folder / TENSORS)
     except SafetensorError as error:
         raise ValueError(f"{folder / TENSORS} is truncated or damaged: {error}") from error
-    if set(tensors) - {"originals"} != {"latents", "maps"}:
+    others = {name.removeprefix("maps_") for name in tensors if name.startswith("maps_")}
+    if set(tensors) - {"originals", *(f"maps_{o}" for o in others)} != {"latents", "maps"}:
         raise ValueError(
             f"{folder / TENSORS}: expected latents and maps, got {', '.join(sorted(tensors))}"
+        )
+    if kind and kind not in others:
+        raise ValueError(
+            f"{folder / TENSORS} holds no maps of kind {kind!r}, but {sorted(others) or 'none'}: "
+            "medsign_lite.sample_cache --kinds makes them"
         )
     prompts = json.loads((folder / PROMPTS).read_text(encoding="utf-8"))
     latents = tensors["latents"][:limit]
@@ -120,10 +137,10 @@ def read_latent_cache(
         _check_originals(folder, decoder, latents, originals)
     else:
         originals = torch.cat([decode_bytes(decoder, part) for part in latents.split(batch_size)])
+    maps = tensors[f"maps_{kind}" if kind else "maps"][:limit]
     return LatentCache(
-        latents=latents, maps=tensors["maps"][:limit], originals=originals,
-        prompts=tuple(prompts[:limit]),
-    )  # fmt: skip
+        latents=latents, maps=maps, originals=originals, prompts=tuple(prompts[:limit])
+    )
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ that protects (both in `selection.py`): high over the pathology, low elsewhere.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -92,11 +92,13 @@ class PathologyMaps:
         maps: (B, H, W) in [0, 1] on the CPU, high over the pathology; 0 where no word was given.
         latents: (B, C, h, w) scaled latents that the maps belong to.
         selections: for each image one `Selection` per word; empty when tokens were averaged.
+        others: maps of the same attention made otherwise, by name; see `pathology_map`.
     """
 
     maps: Tensor
     latents: Tensor
     selections: tuple[tuple[Selection, ...], ...]
+    others: dict[str, Tensor] = field(default_factory=dict)
 
 
 def pathology_map(
@@ -113,6 +115,7 @@ def pathology_map(
     scale: str | None = "literal",
     quantile: float = 0.7,
     size: str = "image",
+    kinds: Mapping[str, Mapping] | None = None,
 ) -> PathologyMaps:
     """Sample one image per prompt and map where its words are.
 
@@ -131,11 +134,16 @@ def pathology_map(
         scale, quantile: preset of `scale_attention`, `None` for stretching to [0, 1] alone, and the
             quantile above which it protects.
         size: `"image"` for maps of the image's size, `"latent"` for that of the latents.
+        kinds: further maps of the same sampling, by name: what differs of `select`, `scale` and
+            `quantile`, such as `{"average": {"select": "average"}}`.
 
     Raises:
         ValueError: if lengths differ, an option is unknown, or `word_tokens` refuses a word.
     """
-    _check_options(select, cas, scale, quantile, size)
+    options = {"select": select, "cas": cas, "scale": scale, "quantile": quantile}
+    kinds = {name: _changed(options, changes) for name, changes in (kinds or {}).items()}
+    for some in (options, *kinds.values()):
+        _check_options(**some, size=size)
     positions = _positions(pipeline, prompts, words)
     tokens = sorted({token for image in positions for word in image for token in word}) or [0]
     conditional = "second_half" if guidance > 1 else "all"
@@ -143,9 +151,14 @@ def pathology_map(
         pipeline, conditional=conditional, tokens=tokens, layers=layers
     ) as record:
         latents = sample(pipeline, prompts, seeds=list(seeds), steps=steps, guidance=guidance)
-    return _combine(
-        pipeline, record.maps, latents, tokens, positions, select, cas, scale, quantile, size
+    attention = record.maps
+    result, *others = (
+        _combine(pipeline, attention, latents, tokens, positions, **some, size=size)
+        for some in (options, *kinds.values())
     )
+    for name, other in zip(kinds, others, strict=True):
+        result.others[name] = other.maps
+    return result
 
 
 def encoded_map(
@@ -230,6 +243,13 @@ def attention_on_latents(
                 encoder_hidden_states=text,
             )
     return record.maps
+
+
+def _changed(options: Mapping, changes: Mapping) -> dict:
+    if unknown := set(changes) - set(options):
+        raise ValueError(f"kinds: expected changes of {tuple(options)}, got {sorted(unknown)}")
+    changed = {**options, **changes}
+    return changed if changed["select"] == "cas" else changed | {"cas": None}
 
 
 def _check_options(

@@ -6,6 +6,7 @@ Where the file is absent `MaskedPyramid` stands in, and says so in its `name`.
 """
 
 import math
+import re
 from pathlib import Path
 
 import torch
@@ -189,6 +190,29 @@ def perceptual_loss(
     loss = WatsonVGG()
     load_strictly(loss, state, name=f"Watson-VGG in {path.name}")
     return _with_structure(loss.eval(), structure)
+
+
+def perceptual_of(name: str, weights: str | Path | None = None) -> nn.Module:
+    """The loss that calls itself `name`, as a decoder's configuration records it.
+
+    Args:
+        name: such as "masked-pyramid-0+ssim-6".
+        weights: the published file, for "watson-vgg".
+
+    Raises:
+        ValueError: if no loss has that name, or Watson-VGG is named without its file.
+    """
+    found = re.fullmatch(r"(masked-pyramid|watson-vgg)(?:-([\d.]+))?(?:\+ssim-([\d.e+-]+))?", name)
+    if found and (found[1] == "masked-pyramid" or (weights is not None and not found[2])):
+        loss = perceptual_loss(
+            weights if found[1] == "watson-vgg" else None,
+            masking=float(found[2] or 0.7), structure=float(found[3] or 0),
+        )  # fmt: skip
+        if loss.name == name:
+            return loss
+    raise ValueError(
+        f"no perceptual loss of the name {name!r}; Watson-VGG also needs its file of weights"
+    )
 
 
 def _with_structure(loss: nn.Module, weight: float) -> nn.Module:

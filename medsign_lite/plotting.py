@@ -318,3 +318,39 @@ def plot_logit_histogram(
     ax.set_xlabel("logit (above 0 reads as bit 1)")
     ax.set_ylabel("count")
     return ax
+
+
+def plot_intervals(
+    rows: Mapping[str, Mapping[str, Mapping]], *, label: str = "", ax: Axes | None = None
+) -> Axes:
+    """A line per row, a marker per series: value, interval (thick), range over seeds (thin).
+
+    Args:
+        rows: by name, from the top; each holds figures {"value", "low", "high"} by the name of
+            their series, optionally with "least" and "most". What was not measured is left out.
+        label: of the axis of the values.
+    """
+    if not rows:
+        raise ValueError("expected at least one row of figures, got none")
+    series = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+    ax = ax or new_axes(figsize=(6, 0.8 + 0.35 * len(rows)))
+    for number, name in enumerate(series):
+        shift = 0.25 * (number - (len(series) - 1) / 2)
+        marker, shade = _MARKERS[number % 6], _GREYS[(0, 4, 2, 5)[number % 4]]
+        first = True
+        for place, figures in enumerate(rows.values()):
+            figure = figures.get(name) or {}
+            if figure.get("value") is None:
+                continue
+            for ends, width in ((("least", "most"), 0.8), (("low", "high"), 2.4)):
+                if None not in (limits := [figure.get(end) for end in ends]):
+                    ax.plot(limits, [place + shift] * 2, color=shade, linewidth=width)
+            ax.plot(figure["value"], place + shift, marker, color=shade, markeredgecolor="black",
+                    label=name if first else None)  # fmt: skip
+            first = False
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlabel(label)
+    if len(series) > 1:
+        ax.legend(fontsize=8)
+    return ax

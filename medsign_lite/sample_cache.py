@@ -31,6 +31,7 @@ from medsign_lite.latent_diffusion import (
     scale_factor,
 )
 from medsign_lite.localisation import pathology_map, word_tokens
+from medsign_lite.map_variants import MAP_KINDS
 from medsign_lite.memory_estimate import check_memory, estimate_sampling
 from medsign_lite.shards import check_disk, join_shards, write_shard
 from medsign_lite.training_state import check_settings, plain_settings
@@ -70,6 +71,7 @@ def sample_with_maps(
     cas: Mapping | None = None,
     scale: str | None = "literal",
     quantile: float = 0.7,
+    kinds: Sequence[str] = (),
     truncate: bool = False,
     worker: int = 0,
     workers: int = 1,
@@ -88,6 +90,7 @@ def sample_with_maps(
         folder: holds the finished shards while it runs, a latent cache at the end.
         batch: images sampled at a time, and the size of a shard.
         select, cas, scale, quantile: as in `pathology_map`.
+        kinds: names of `MAP_KINDS`, maps of the same samples that are kept beside the others.
         truncate: let prompts that are too long be cut, instead of refusing them.
         worker, workers: make every `workers`-th shard, from number `worker`. Several workers leave
             the shards; a call without these, once they are done, joins them.
@@ -109,6 +112,8 @@ def sample_with_maps(
             "expected as many prompts as word lists and seeds, got "
             f"{len(prompts)}, {len(words)} and {len(seeds)}"
         )
+    if unknown := set(kinds) - set(MAP_KINDS):
+        raise ValueError(f"kinds: expected some of {tuple(MAP_KINDS)}, got {sorted(unknown)}")
     if not 0 <= worker < workers:
         raise ValueError(f"expected a worker in [0, {workers}), got {worker}")
     positions = [
@@ -126,6 +131,9 @@ def sample_with_maps(
         prompts=_digest([list(prompts), [list(some) for some in words], list(seeds)]),
         batch=batch, **options | {"cas": dict(cas or {})},
     )  # fmt: skip
+    if kinds:  # of the settings only where there are any: caches from before stay what they are
+        options["kinds"] = {name: MAP_KINDS[name] for name in kinds}
+        settings["kinds"] = sorted(kinds)
     if pipeline.unet.dtype != torch.float32:
         settings["precision"] = str(pipeline.unet.dtype).removeprefix("torch.")
     if not _goes_on(folder, settings, replace=replace):
@@ -144,7 +152,8 @@ def sample_with_maps(
             decoded=min(DECODED, batch),
         )  # fmt: skip
         check_memory(estimate, pipeline._execution_device)
-        check_disk(folder, _disk_bytes(pipeline, len(missing) * batch + len(prompts)))
+        images = len(missing) * batch + len(prompts)
+        check_disk(folder, _disk_bytes(pipeline, images, maps=1 + len(kinds)))
         decoder = LatentDecoder(pipeline.vae)
         if pipeline.vae.dtype != torch.float32:  # what every figure is measured against is exact
             decoder = copy.deepcopy(decoder).float()
@@ -164,21 +173,23 @@ def sample_with_maps(
 
 def _shard(pipeline, decoder, prompts, words, seeds, options: Mapping) -> dict[str, torch.Tensor]:
     result = pathology_map(pipeline, prompts, words, seeds=seeds, **options)
-    latents, maps = result.latents.half().cpu(), result.maps.half()
-    if not latents.isfinite().all() or not maps.isfinite().all():
+    latents = result.latents.half().cpu()
+    maps = {"maps": result.maps.half()}
+    maps |= {f"maps_{name}": other.half() for name, other in result.others.items()}
+    if not all(values.isfinite().all() for values in (latents, *maps.values())):
         raise RuntimeError(
             f"samples of seeds {seeds[0]} to {seeds[-1]} are not finite in {pipeline.unet.dtype}: "
             "sample in float32 or bfloat16"
         )
     # Of the latents as they are kept, so that the file can be checked against the decoder.
     parts = [decode_bytes(decoder, part) for part in latents.split(DECODED)]
-    return {"latents": latents, "maps": maps, "originals": torch.cat(parts)}
+    return {"latents": latents, **maps, "originals": torch.cat(parts)}
 
 
-def _disk_bytes(pipeline, images: int) -> int:
+def _disk_bytes(pipeline, images: int, *, maps: int) -> int:
     height, width = image_size(pipeline)
     latents = pipeline.unet.config.in_channels * height * width // scale_factor(pipeline.vae) ** 2
-    return images * (2 * latents + (2 + 3) * height * width)
+    return images * (2 * latents + (2 * maps + 3) * height * width)
 
 
 def _digest(value: Sequence) -> str:
@@ -228,6 +239,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--scale", default="literal", choices=("literal", "sharp", "hard"))
     parser.add_argument("--quantile", type=float, default=0.7, help="of AAS")
+    parser.add_argument("--kinds", nargs="+", default=[], choices=MAP_KINDS, help=(
+        "further maps of the same samples, for the ablations"))  # fmt: skip
     parser.add_argument("--cas-side", type=int, default=64, help=(
         "side that token maps are enlarged to before CAS clusters them"))  # fmt: skip
     parser.add_argument("--cas-quantile", type=float, default=0.9, help=(
@@ -259,6 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
         cas={"side": options.cas_side, "quantile": options.cas_quantile},
         scale=options.scale,
         quantile=options.quantile,
+        kinds=options.kinds,
         truncate=options.truncate,
         worker=options.worker,
         workers=options.workers,

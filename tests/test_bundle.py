@@ -9,7 +9,7 @@ from medsign_lite import bundle
 from medsign_lite.keys import Registry
 
 ORDER = [
-    *("autoencoder", "denoiser", "classifier", "segmenter", "extractor"),
+    *("autoencoder", "denoiser", "classifier", "classifier_mixer", "segmenter", "extractor"),
     *("cache_chest", "cache_fundus", "decoder_chest", "decoder_fundus", "keys"),
 ]
 MODULES = (
@@ -63,7 +63,8 @@ def test_every_stage_runs_once_in_order(commands, tmp_path, capsys):
     assert list(given) == ORDER
     shipped = {path.name for path in (tmp_path / "weights").iterdir()}
     expected = {"pipeline", "extractor", "decoder_chest", "decoder_fundus"}
-    assert shipped == expected | {"classifier", "segmenter", "keys.json"}
+    assert shipped == expected | {"classifier", "classifier_mixer", "segmenter", "keys.json"}
+    assert "mixer" in given["classifier_mixer"] and "mixer" not in given["classifier"]
     given.clear()
     capsys.readouterr()
     bundle.main(options)

@@ -19,6 +19,7 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from medsign_lite.attacks import CONVENTIONS, PAPER_ATTACKS
+from medsign_lite.claims import CLAIMS
 from medsign_lite.detection import threshold
 from medsign_lite.losses import (
     chest_weights,
@@ -103,6 +104,7 @@ SETUP = {
     "06_evaluation/ex1": binomial,
     "06_evaluation/ex2": lambda: {"threshold": threshold},
     "06_evaluation/ex3": attacks,
+    "08_ablations_and_controls/ex3": lambda: {"CLAIMS": CLAIMS},
 }
 
 

@@ -28,6 +28,13 @@ def classifier() -> FindingClassifier:
 
 
 @pytest.fixture
+def mixer() -> FindingClassifier:
+    torch.manual_seed(0)
+    small = {"findings": NAMES, "size": SIZE, "widths": (8, 8, 16, 16)}
+    return FindingClassifier(JudgeConfig(kind="classifier", architecture="mixer", **small)).eval()
+
+
+@pytest.fixture
 def segmenter() -> FindingSegmenter:
     torch.manual_seed(0)
     return FindingSegmenter(config("segmenter")).eval()
@@ -117,8 +124,12 @@ def test_judge_refuses_other_images(classifier):
         ({"findings": ("edema", "edema")}, "distinct findings"),
         ({"size": 100}, "multiple of 16"),
         ({"widths": (8, 8, 8)}, "four widths"),
+        ({"widths": (8, 8, 8, 9)}, "multiples of 8, got"),
+        ({"architecture": "oracle"}, "architecture of .*'mixer'.*, got 'oracle'"),
+        ({"architecture": "mixer", "widths": (8, 8, 16, 8)}, "one or more equal ones"),
+        ({"architecture": "mixer", "kind": "segmenter"}, "a segmenter is convolutional"),
     ],
-    ids=["kind", "unknown", "twice", "size", "widths"],
+    ids=["kind", "unknown", "twice", "size", "widths", "eights", "architecture", "blocks", "mask"],
 )
 def test_config_refuses(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -144,6 +155,43 @@ def test_save_and_load_give_the_same_answers(classifier, segmenter, tmp_path):
     torch.testing.assert_close(read(image), segmenter(image), atol=5e-3, rtol=0)
     with pytest.raises(ValueError, match="expected a model of kind 'classifier'"):
         judges.load_classifier(tmp_path / "s")
+
+
+def test_mixer_is_small_reads_alike_and_is_loaded_by_the_same_name(mixer, tmp_path):
+    default = FindingClassifier(JudgeConfig(kind="classifier", architecture="mixer"))
+    assert 2 * sum(p.numel() for p in default.parameters()) <= 1.5e6  # bytes, in half precision
+    image = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+    reading = mixer(image)
+    assert reading.sides.shape == (2, 3, 2) and reading.eye.shape == (2,)
+    torch.testing.assert_close(
+        mixer.probability(image, ["drusen"]), reading.presence[:, [2]].sigmoid()
+    )
+    judges.save_judge(tmp_path, mixer)
+    read = judges.load_classifier(tmp_path)
+    assert read.config.architecture == "mixer" and read.config == mixer.config
+    torch.testing.assert_close(read(image).sides, reading.sides, atol=5e-3, rtol=0)
+    with pytest.raises(ValueError, match="stages to start from"):
+        FindingSegmenter(config("segmenter")).start_from(mixer)
+
+
+def test_judges_from_before_there_were_two_architectures_are_convolutional(classifier, tmp_path):
+    judges.save_judge(tmp_path, classifier)
+    path = tmp_path / "config.json"
+    about = json.loads(path.read_text())
+    assert about.pop("architecture") == "convolutional"
+    path.write_text(json.dumps(about))
+    assert judges.load_classifier(tmp_path).config == classifier.config
+
+
+def test_mixer_learns_one_batch(mixer):
+    data = toy()
+    batch = data.batch(torch.arange(16))
+    optimiser = torch.optim.AdamW(mixer.parameters(), lr=1e-2)
+    mixer.train()
+    losses = [judges.classifier_step(mixer, optimiser, batch)["loss"] for _ in range(60)]
+    assert losses[-1] < 0.3 * losses[0]
+    scores = judges.evaluate_classifier(mixer, data)["findings"]["pneumonia"]
+    assert scores["accuracy"] > 0.9 and scores["side"] > 0.9
 
 
 def test_start_from_copies_what_sees_the_image(classifier):
@@ -383,3 +431,8 @@ def test_main_trains_from_a_manifest(tmp_path, records, capsys):
     assert json.loads(capsys.readouterr().out)["findings"]["pneumonia"]["count"] == 0
     assert json.loads((out / "scores.json").read_text())["config"]["steps"] == 1
     assert judges.load_classifier(out).config.size == 128
+    other = f"classifier --architecture mixer --data {path} --out {tmp_path / 'mixer'} --steps 1"
+    judges.main(f"{other} --batch 2 --device cpu".split())
+    assert judges.load_classifier(tmp_path / "mixer").config.architecture == "mixer"
+    with pytest.raises(ValueError, match="a segmenter is convolutional"):
+        judges.main(f"segmenter --architecture mixer --data {path} --out {out} --steps 1".split())

@@ -23,7 +23,8 @@ LAYERS = {
         latent_diffusion latent_cache bundled_networks perceptual
         published_extractor attention attention_layers attack_chains
         dct_dwt noticeable backbone vicreg ssl_watermark localised_watermark marked_regions
-        dicom image_files provenance generators memory_estimate shards""",
+        dicom image_files provenance generators memory_estimate shards
+        patch_mixer""",
     2: """localisation localisation_scores selection detection pretraining curriculum
         finetuning finetuning_step evaluation judges judge_data judge_networks judge_scores
         xrayvision backbone_training
@@ -31,12 +32,14 @@ LAYERS = {
         sample_cache held_out decoder_scores encoded_images diffusion_finetuning diffusion_step
         keys key_detection detection_table localised_training
         agreement attack_scores attack_curves regeneration purification forgery
-        watermark_methods table1_weights matched_quality""",
+        watermark_methods table1_weights matched_quality
+        map_variants diagnostic_scores table2_rows claims""",
     3: """plotting figures widgets index_page notebook_execution tutorial bundle gates
         gate_measurements scale_measurements gate_tables
         command_line detect_command generate_command keys_command
         attack_measurements attacker attack_figures paper_figures paper_drawings recorded
-        table1 table1_measurements table1_record gate_verdicts table1_gates""",
+        table1 table1_measurements table1_record gate_verdicts table1_gates
+        ablations table2 table2_measurements""",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in (ROOT / "medsign_lite").glob("*.py"))

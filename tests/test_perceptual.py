@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medsign_lite.perceptual import MaskedPyramid, WatsonVGG, perceptual_loss
+from medsign_lite.perceptual import MaskedPyramid, WatsonVGG, perceptual_loss, perceptual_of
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +165,20 @@ def test_structure_forgives_slow_changes_and_its_gradient_is_finite():
 def test_structure_refuses_other_weights(weight):
     with pytest.raises(ValueError, match="structure: expected a weight above 0"):
         perceptual_loss(structure=weight)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"masking": 0.0}, {"masking": 0.35, "structure": 6.5}, {"structure": 3}]
+)
+def test_perceptual_of_its_own_name_is_the_same_loss(options):
+    loss, (image, reference) = perceptual_loss(**options), torch.rand(2, 1, 3, 32, 32)
+    again = perceptual_of(loss.name)
+    assert again.name == loss.name and again(image, reference) == loss(image, reference)
+
+
+@pytest.mark.parametrize(
+    "name", ["mean square", "masked-pyramid-", "masked-pyramid-0.70", "watson-vgg", "lpips+ssim-1"]
+)
+def test_perceptual_of_refuses_other_names(name):
+    with pytest.raises(ValueError, match="no perceptual loss of the name"):
+        perceptual_of(name)

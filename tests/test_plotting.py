@@ -221,3 +221,15 @@ def test_plot_logit_histogram_counts_the_bits_apart():
     assert "logit" in ax.get_xlabel()
     (bars,) = plotting.plot_logit_histogram(logits, bins=3).containers
     assert [bar.get_height() for bar in bars] == [3, 0, 3]
+
+
+def test_intervals_are_drawn_where_they_are():
+    full = {"value": 2.0, "low": 1.0, "high": 3.0, "least": 1.5, "most": 2.5}
+    none = dict.fromkeys(full)
+    ax = plotting.plot_intervals({"a": {"x": full, "y": none}, "b": {"x": {"value": 4.0}}})
+    lines = [line.get_xdata().tolist() for line in ax.lines]
+    assert lines == [[1.5, 2.5], [1.0, 3.0], [2.0], [4.0]]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.yaxis_inverted()  # the first row is on top
+    with pytest.raises(ValueError, match="at least one row"):
+        plotting.plot_intervals({})

@@ -433,6 +433,75 @@ BANK = {
         "exchanged": ("left = int(512 * math.sqrt(0.5) * 0.7)", "the side for the crop"),
         "nothing resized": ("left = 512 // 2", "and then it shrinks"),
     },
+    "07_diagnostic_impact/ex1": {
+        "count": ("return int(((after > 0.5) & (before <= 0.5)).sum())", "not their number"),
+        "both ways": (
+            "return float(((after > 0.5) != (before > 0.5)).double().mean())",
+            "a vanished finding is no new one",
+        ),
+        "found after": ("return float((after > 0.5).double().mean())", "not have been there"),
+        "vanishing": (
+            "return float(((before > 0.5) & (after <= 0.5)).double().mean())",
+            "of those that vanish",
+        ),
+        "half is a finding": (
+            "return float(((after > 0.5) & (before < 0.5)).double().mean())",
+            "one half itself",
+        ),
+    },
+    "07_diagnostic_impact/ex2": {
+        "change": ("return float(100 * (after - before).abs().mean())", "no harm"),
+        "shift": ("return float(100 * (after - before).mean())", "a fall is good"),
+        "sign": (
+            "return float(100 * ((before - truth).abs() - (after - truth).abs()).mean())",
+            "error after minus error before",
+        ),
+        "not in percent": (
+            "return float(((after - truth).abs() - (before - truth).abs()).mean())",
+            "times 100",
+        ),
+        "sum": (
+            "return float(100 * ((after - truth).abs() - (before - truth).abs()).sum())",
+            "a mean over images",
+        ),
+    },
+    "07_diagnostic_impact/ex3": {
+        "nothing": ("bound = 0.0", "does not mean that there are none"),
+        "the doubt": ("bound = 0.05", "is the doubt"),
+        "the other tail": ("bound = 1 - 0.95 ** (1 / 500)", "not 0.95"),
+        "one in n": ("bound = 1 / 500", "about three in n"),
+        "rule of three": ("bound = 3 / 500", "put it back in"),
+    },
+    "08_ablations_and_controls/ex1": {
+        "number": ("return map.square().mean().sqrt()", "a map of the same shape"),
+        "the map itself": ("return map", "the same value everywhere"),
+        "equal mean": ("return torch.full_like(map, float(map.mean()))", "that is the equal mean"),
+        "largest": ("return torch.full_like(map, float(map.max()))", "not the largest"),
+        "no root": ("return torch.full_like(map, float(map.square().mean()))", "take the root"),
+        "constant": ("return torch.full_like(map, 0.2)", "for any map"),
+    },
+    "08_ablations_and_controls/ex2": {
+        "every image": (
+            "return bool((apart > 0).all() or (apart < 0).all())",
+            "mean over the images first",
+        ),
+        "mean over seeds": ("return bool(apart.mean() != 0)", "the mean over seeds hides it"),
+        "above only": ("return bool((apart.mean(dim=1) > 0).all())", "agree as well"),
+        "tensor": (
+            "means = apart.mean(dim=1)\nreturn (means > 0).all() | (means < 0).all()",
+            "a bool, not a tensor",
+        ),
+        "zero counts": (
+            "means = apart.mean(dim=1)\nreturn bool((means >= 0).all() or (means <= 0).all())",
+            "has no sign",
+        ),
+    },
+    "08_ablations_and_controls/ex3": {
+        "the hits": ("expected = 17 * 0.95", "the misses"),
+        "of one": ("expected = 0.05", "of all seventeen"),
+        "at least one": ("expected = 1 - 0.95**17", "at least one"),
+        "both sides": ("expected = 17 * 0.1", "five in a hundred"),
+    },
     "09_attacks_beyond_the_paper/ex1": {
         "the row": (
             "fit = [r for r in rows if r['true_positive_rate'] <= accepted]\n"
