@@ -451,6 +451,6 @@ def test_snakemake_dry_runs_each_profile(root, tmp_path, profile, plugins, menti
     arguments = ["--profile", str(root / "workflow" / "profiles" / profile), "--dry-run"]
     status, output = snakemake(root, tmp_path, CONFIG, *arguments)
     assert status == 0 and mentions in output and "This was a dry-run" in output, output
-    jobs = {"notebook": 6, "phantoms": 1, "cache": 1, "finetuning": 2, "sweep_table": 1}
+    jobs = {"notebook": 9, "phantoms": 1, "cache": 1, "finetuning": 2, "sweep_table": 1}
     counted = dict(line.split() for line in output.splitlines() if len(line.split()) == 2)
     assert {name: int(counted[name]) for name in jobs} == jobs
