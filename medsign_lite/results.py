@@ -155,8 +155,10 @@ def commit() -> str | None:
         git = ["git", "-C", str(ROOT)]
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
         state = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-        )
+            # Results that were just recorded do not change what the next one is of.
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"],
+            capture_output=True, text=True,
+        )  # fmt: skip
     except FileNotFoundError:  # git is not installed
         return None
     if head.returncode:

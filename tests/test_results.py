@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +94,23 @@ def test_hardware_names_cores_but_not_the_host():
 def test_commit_is_none_outside_a_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "ROOT", tmp_path)
     assert results.commit() is None
+
+
+def test_commit_says_that_the_source_is_edited_but_not_that_results_are_new(tmp_path, monkeypatch):
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "results").mkdir()
+    for name in ("module.py", "results/one.json"):
+        (tmp_path / name).write_text("1")
+    git("add", ".")
+    git("commit", "-m", "one")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    clean = results.commit()
+    assert len(clean) == 12
+    (tmp_path / "results" / "one.json").write_text("2")
+    assert results.commit() == clean
+    (tmp_path / "module.py").write_text("2")
+    assert results.commit() == f"{clean}+changes"

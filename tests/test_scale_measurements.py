@@ -21,6 +21,12 @@ def test_manifest_reads_every_row_in_a_process_of_its_own(monkeypatch):
     assert 0 <= values["growth"]["value"] < values["peak"]["value"]
 
 
+def test_manifest_counts_its_own_process_and_not_the_one_that_starts_it(monkeypatch):
+    monkeypatch.setattr(scale_measurements, "ROWS", 500)
+    ballast = b"x" * 2**30
+    assert manifest(sample=None)["peak"]["value"] < len(ballast) / 2**20
+
+
 def test_processes_compares_what_one_and_two_have_trained(tmp_path, monkeypatch):
     commands = []
 
