@@ -64,7 +64,8 @@ def _cell(gate: Gate, folder: Path) -> str:
     if measured is None or measured["value"] is None:
         return "-"
     size = abs(measured["value"])
-    digits = 1 if size >= 2 else 3 if size >= 0.01 or size == 0 else 4
+    large = size >= 2 or gate.name.endswith("dB")
+    digits = 1 if large else 3 if size >= 0.01 or size == 0 else 4
     text = f"{measured['value']:.{digits}f}"
     return text if gate.passes(measured) else f"**{text}**"
 

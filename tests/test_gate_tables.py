@@ -26,11 +26,12 @@ def test_tables_show_every_gate_once(tmp_path):
 
 def test_tables_hold_what_is_recorded(tmp_path):
     record(tmp_path, "watermark_chest", psnr=39.31, none=0.9994, rotation=0.871)
-    record(tmp_path, "watermark_fundus", psnr=37.2)
+    record(tmp_path, "watermark_fundus", psnr=37.2, psnr_gap=-1.006)
     record(tmp_path, "processes", difference=0.0003)
     text = tables(tmp_path)
     assert row_of(text, "watermark, dB") == ["watermark, dB", "≥ 38", "39.3", "**37.2**"]
     assert row_of(text, "bits, no attack") == ["bits, no attack", "≥ 0.99", "0.999", "-"]
+    assert row_of(text, "finding spared, dB")[2:] == ["-", "**-1.0**"]
     assert row_of(text, "bits, rotation")[2:] == ["**0.871**", "-"]
     assert row_of(text, "two processes, share off")[1:] == ["≤ 0.001", "0.0003"]
 
