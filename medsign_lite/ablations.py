@@ -15,7 +15,6 @@ Give --steps where runs are to be compared: in the same minutes a busy processor
 """
 
 import argparse
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medsign_lite.checkpoints import load_checkpoint
+from medsign_lite.checkpoints import digest, load_checkpoint
 from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.extractor import load_extractor
 from medsign_lite.finetuning import fit
@@ -154,17 +153,9 @@ class Caches:
                 "mean_square": float(maps.square().mean()), "agreement": same}  # fmt: skip
 
 
-def digest(*tensors: Tensor) -> str:
-    """Names the contents of tensors."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:12]
-
-
 def _weights_digest(folder: Path) -> str:
     state = load_checkpoint(folder, kind="decoder")[0]
-    return digest(*(state[name] for name in sorted(state)))
+    return digest([state[name] for name in sorted(state)])
 
 
 def train(
@@ -199,7 +190,7 @@ def train(
         "name": name, "seed": seed, **budget, "learning_rate": learning_rate,
         "weights": vars(weights), "perceptual": recipe["perceptual"].name,
         "alone": variant.alone, **{key: recipe[key] for key in _TAKEN},
-        "cache": digest(cache.latents, cache.maps) if mapped else digest(cache.latents),
+        "cache": digest([cache.latents, cache.maps] if mapped else [cache.latents]),
         "map": caches.about(variant.kind) if mapped else None,
         "start": None if start is None else _weights_digest(start),
     }  # fmt: skip

@@ -1,6 +1,5 @@
 """The parts of an attacker's work on one watermarking decoder, each measured by itself."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,6 +20,7 @@ from medsign_lite.held_out import read_images
 from medsign_lite.images import quantise
 from medsign_lite.latent_diffusion import Autoencoder, LatentDecoder, decode, encode, image_size
 from medsign_lite.purification import purification_row, purify
+from medsign_lite.random_streams import named_generator
 from medsign_lite.regeneration import regeneration_rows, through_autoencoder
 from medsign_lite.results import to_json
 
@@ -75,8 +75,7 @@ class Target:
 
     def generator(self, name: str) -> torch.Generator:
         """Its own stream for every part, so that one can be repeated alone."""
-        digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
+        return named_generator(self.seed, name)
 
     def config(self) -> dict:
         """What a recorded figure is of; no path and no message."""

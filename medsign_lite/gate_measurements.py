@@ -1,6 +1,5 @@
 """What the gates are measured on, and the measurements: figures with intervals, by name."""
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from medsign_lite.latent_diffusion import (
 )
 from medsign_lite.localisation_scores import localisation_rows
 from medsign_lite.messages import message_from_string
+from medsign_lite.random_streams import named_generator
 from medsign_lite.sample_cache import FIRST_SEED, sample_with_maps
 
 # Maps of 16 x 16 are upsampled before clustering, and findings are less than 30 % of an image.
@@ -88,8 +88,7 @@ class Sample:
 
     def generator(self, name: str) -> torch.Generator:
         """Its own stream for every measurement, so that one can be repeated alone."""
-        text = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(text[:6], "big"))
+        return named_generator(self.seed, name)
 
     @cached_property
     def pipeline(self):

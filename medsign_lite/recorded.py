@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medsign_lite.checkpoints import weights_fingerprint
+from medsign_lite.data import MODALITIES
 from medsign_lite.gate_measurements import weights_of
 from medsign_lite.results import ROOT, read_result
 
@@ -70,7 +71,6 @@ def _of_modality(
                 settings={"images": IMAGES})  # fmt: skip
 
 
-MODALITIES = ("chest", "fundus")
 KINDS = ("reconstruction", "generation", "localisation_generated", "watermark")
 GATES = ("weights", "localisation", "unmarked", *(f"{k}_{m}" for m in MODALITIES for k in KINDS),
          "manifest", "processes")  # fmt: skip

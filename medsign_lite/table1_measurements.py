@@ -1,6 +1,5 @@
 """The measurements of Table 1, one watermark at a time, on images that no training has seen."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -16,6 +15,7 @@ from medsign_lite.evaluation import evaluate_attacks, quality_row
 from medsign_lite.images import quantise
 from medsign_lite.latent_diffusion import Autoencoder, decode
 from medsign_lite.matched_quality import LADDER, count_matches, curve_row, scale_to_psnr
+from medsign_lite.random_streams import named_generator
 from medsign_lite.results import to_json
 from medsign_lite.rows import mean_row
 from medsign_lite.watermark_methods import WatermarkMethod, as_grey_file, dct_dwt
@@ -78,8 +78,7 @@ class TableImages:
 
     def generator(self, name: str) -> torch.Generator:
         """Its own stream for every part, so that one can be repeated alone."""
-        hashed = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(hashed[:6], "big"))
+        return named_generator(self.seed, name)
 
     def config(self) -> dict:
         """What a recorded figure is of; no path and no message."""

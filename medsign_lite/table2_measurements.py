@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from medsign_lite.ablations import VARIANTS, digest
+from medsign_lite.ablations import VARIANTS
 from medsign_lite.attack_measurements import Part
-from medsign_lite.checkpoints import load_checkpoint
+from medsign_lite.checkpoints import digest, load_checkpoint
 from medsign_lite.data import FINDINGS, Record
 from medsign_lite.held_out import readable
 from medsign_lite.images import quantise
@@ -18,6 +18,7 @@ from medsign_lite.latent_cache import read_latent_cache
 from medsign_lite.latent_diffusion import LatentDecoder, decode, load_decoder
 from medsign_lite.map_variants import moved_residual
 from medsign_lite.messages import message_from_string
+from medsign_lite.random_streams import named_generator
 from medsign_lite.results import to_json
 from medsign_lite.sample_cache import FIRST_SEED, choose_records, sample_with_maps
 from medsign_lite.table2_rows import image_scores
@@ -78,20 +79,16 @@ class Material:
 
     def generator(self, name: str) -> torch.Generator:
         """Its own stream for every row, so that one can be repeated alone."""
-        number = int(digest(torch.tensor([self.seed, *name.encode()])), 16)
-        return torch.Generator().manual_seed(number)
+        return named_generator(self.seed, name)
 
     @cached_property
     def _config(self) -> dict:
-        def weights(network) -> str:
-            return digest(*(t.float() for t in network.state_dict().values()))
-
         return to_json({
             "modality": self.modality, "images": len(self.latents), "seed": self.seed,
-            "latents": digest(self.latents), "labels": digest(self.labels),
-            "pipeline": weights(self.pipeline.vae), "extractor": weights(self.extractor),
-            "segmenter": weights(self.segmenter),
-            "classifiers": {name: weights(one) for name, one in self.classifiers.items()},
+            "latents": digest([self.latents]), "labels": digest([self.labels]),
+            "pipeline": digest(self.pipeline.vae), "extractor": digest(self.extractor),
+            "segmenter": digest(self.segmenter),
+            "classifiers": {name: digest(one) for name, one in self.classifiers.items()},
         })  # fmt: skip
 
     def config(self) -> dict:
@@ -195,7 +192,6 @@ def parts(material: Material, row: str, folders: Mapping[str, Path]) -> dict[str
                 marked = moved_residual(marked, material.original, generator=generator)
             return [material.scores(marked, message)]
 
-        weights = digest(*(t.float() for t in decoder.state_dict().values()))
-        settings = {"row": row, "decoder": weights, "message": digest(message)}
+        settings = {"row": row, "decoder": digest(decoder), "message": digest([message])}
         found[f"{row}-{seed}"] = Part(group=f"{row}-{seed}", settings=settings, measure=measure)
     return found
