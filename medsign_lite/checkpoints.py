@@ -221,11 +221,11 @@ def weights_fingerprint(folder: str | Path, parts: Sequence[str] | None = None) 
     Raises:
         FileNotFoundError: if the folder, or one of its parts, holds no safetensors.
     """
-    folder, digest = Path(folder), hashlib.sha256()
+    folder, hashed = Path(folder), hashlib.sha256()
     for part in [folder] if parts is None else [folder / name for name in parts]:
         paths = sorted(part.rglob("*.safetensors"))
         if not paths:
             raise FileNotFoundError(f"{part} holds no weights (*.safetensors)")
         for path in paths:
-            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
+            hashed.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return hashed.hexdigest()[:12]

@@ -33,7 +33,7 @@ def check_ladder(ladder: Sequence[float]) -> None:
         )
 
 
-def scale_to_psnr(marked: Tensor, originals: Tensor, decibels: float) -> Tensor:
+def match_psnr(marked: Tensor, originals: Tensor, decibels: float) -> Tensor:
     """Scale each image's residual so that, rounded to 8 bits, it has a PSNR of `decibels`.
 
     Args:

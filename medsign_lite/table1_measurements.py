@@ -14,7 +14,7 @@ from medsign_lite.detection import empirical_false_positive_rate, extract_logits
 from medsign_lite.evaluation import evaluate_attacks, quality_row
 from medsign_lite.images import quantise
 from medsign_lite.latent_diffusion import Autoencoder, decode
-from medsign_lite.matched_quality import LADDER, count_matches, curve_row, scale_to_psnr
+from medsign_lite.matched_quality import LADDER, count_matches, curve_row, match_psnr
 from medsign_lite.random_streams import named_generator
 from medsign_lite.results import to_json
 from medsign_lite.rows import mean_row
@@ -151,7 +151,7 @@ def curve_rows(
         current = method if method.at_psnr is None else method.at_psnr(rung)
         drawn, _ = images.drawn(current)
         row = curve_row(
-            scale_to_psnr(drawn, images.originals, rung), images.originals, current.read,
+            match_psnr(drawn, images.originals, rung), images.originals, current.read,
             current.message, rung=rung, generator=generator, resamples=images.resamples,
         )  # fmt: skip
         rows.append({"row": method.key, "method": method.title} | row)

@@ -13,8 +13,8 @@ from medsign_lite.matched_quality import (
     count_matches,
     curve_row,
     gain_rows,
+    match_psnr,
     psnr_at_accuracy,
-    scale_to_psnr,
 )
 from medsign_lite.metrics import psnr
 
@@ -35,32 +35,32 @@ def rows(points, *, bits=10, images=4):
 
 
 @pytest.mark.parametrize("decibels", [30.0, 38.0, 46.0])
-def test_scale_to_psnr_meets_it_on_every_image(decibels):
+def test_match_psnr_meets_it_on_every_image(decibels):
     image = 0.2 + 0.6 * torch.rand(3, 3, 32, 32, generator=generator())
     image = (image * 255).round() / 255
     strengths = torch.tensor([0.002, 0.01, 0.05])[:, None, None, None]
     marked = image + strengths * torch.randn(image.shape, generator=generator())
-    scaled = scale_to_psnr(marked, image, decibels)
+    scaled = match_psnr(marked, image, decibels)
     assert psnr(scaled, image, data_range=1.0).tolist() == pytest.approx([decibels] * 3, abs=0.1)
     assert torch.equal(scaled, (scaled * 255).round() / 255)
     cosine = torch.cosine_similarity((scaled - image).flatten(1), (marked - image).flatten(1))
     assert cosine.min() > 0.85  # the same pattern, but for the rounding
 
 
-def test_scale_to_psnr_makes_up_for_what_white_cuts_off():
+def test_match_psnr_makes_up_for_what_white_cuts_off():
     image = torch.ones(1, 3, 32, 32)
     image[..., :8] = 0.5  # a quarter can change both ways, the rest only down
     marked = image + 0.01 * torch.randn(image.shape, generator=generator())
-    scaled = scale_to_psnr(marked, image, 36.0)
+    scaled = match_psnr(marked, image, 36.0)
     assert psnr(scaled, image, data_range=1.0).item() == pytest.approx(36.0, abs=0.1)
 
 
-def test_scale_to_psnr_refuses_an_image_without_a_mark():
+def test_match_psnr_refuses_an_image_without_a_mark():
     image = torch.full((2, 3, 8, 8), 0.5)
     marked = image.clone()
     marked[0] += 0.1
     with pytest.raises(ValueError, match="image 1 has no residual"):
-        scale_to_psnr(marked, image, 40.0)
+        match_psnr(marked, image, 40.0)
 
 
 @pytest.mark.parametrize("ladder", [[40.0], [40.0, 40.0], [42.0, 40.0], [10.0, 40.0], [40.0, 61.0]])
