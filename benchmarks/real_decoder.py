@@ -63,6 +63,24 @@ def read_unremarkable(folder: Path, size: int, limit: int) -> Tensor:
                       for row in rows[:limit]])  # fmt: skip
 
 
+def varied(images: Tensor, masks: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """The same radiographs and outlines turned, shifted and enlarged a little, half of them
+    mirrored, and exposed otherwise; shapes and ranges as they came."""
+    from kornia.augmentation import AugmentationSequential, RandomAffine, RandomHorizontalFlip
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        # Enlarged by at least what turning and shifting would bring in from beyond the edge.
+        change = AugmentationSequential(
+            RandomHorizontalFlip(),
+            RandomAffine(degrees=6, translate=(0.04, 0.04), scale=(1.15, 1.35), p=1.0),
+            data_keys=["image", "mask"],
+        )
+        images, masks = change(images, masks[:, None])
+        gamma = torch.empty(len(images), 1, 1, 1).uniform_(0.8, 1.25)
+    return images.clamp(0, 1) ** gamma, (masks[:, 0] > 0.5).float()
+
+
 def run(
     data: Path,
     work: Path,
@@ -70,7 +88,8 @@ def run(
     extractor: str,
     size: int = 256,
     unseen: int = 4,
-    unremarkable: int = 48,
+    unremarkable: int = 84,
+    copies: int = 4,
     budgets: tuple[dict, dict],
     batch_size: int = 4,
     seed: int = 0,
@@ -81,6 +100,7 @@ def run(
         extractor: "published" or "own".
         unseen: outlined radiographs kept from training.
         unremarkable: radiographs without a finding to train with.
+        copies: of every outlined radiograph to train with, each varied otherwise, beside itself.
         budgets: minutes or steps of the two fits, which `work` keeps apart.
     """
     if extractor == "published":
@@ -93,11 +113,12 @@ def run(
     trained, held_out = outlined.split(len(outlined) - unseen)
     plain = read_unremarkable(data / "cxr", size, unremarkable)
     plain = cached_radiographs(vae, plain)
-    mirrored = cached_radiographs(vae, images[:-unseen].flip(3), masks[:-unseen].flip(2))
+    others = [
+        cached_radiographs(vae, *varied(images[:-unseen], masks[:-unseen], seed=seed + i))
+        for i in range(copies)
+    ]
     message = random_message(48, generator=torch.Generator().manual_seed(seed + 1))
-    # Those with an outline are drawn as often as those without.
-    repeats = max(1, len(plain) // (2 * len(trained)))
-    cache = joined(*[trained, mirrored] * repeats, plain, held_out)
+    cache = joined(trained, *others, plain, held_out)
     options = {
         "perceptual": perceptual_loss(), "held_out": unseen, "seed": seed, "last_quality": 50.0,
         "temperature": TEMPERATURE if extractor == "published" else 1.0, "attack_strength": 0.0,
