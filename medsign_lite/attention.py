@@ -24,7 +24,7 @@ from medsign_lite.attention_layers import find_cross_attention, spatial_parent
 
 VIEWS = ("layer", "head", "step")
 ROWS = ("all", "second_half")
-POSITIONS = 512  # at a time: their probabilities stay in the processor's cache
+POSITIONS = {"cpu": 128, "other": 512}  # at a time: few for a processor's cache, more for a GPU
 
 
 @contextmanager
@@ -263,8 +263,9 @@ class AttentionRecord:
         if "head" in self._views:
             per_head = (shape[0], attention.heads, *shape[1:])
             heads = self._buffer(("head", name), per_head, query.device)
-        for begin in range(0, positions, POSITIONS):
-            some = slice(begin, begin + POSITIONS)
+        at_a_time = POSITIONS.get(query.device.type, POSITIONS["other"])
+        for begin in range(0, positions, at_a_time):
+            some = slice(begin, begin + at_a_time)
             logits = query[:, :, some].float() @ key  # (B, heads, some, text)
             if mask is not None:
                 logits += mask[:, None]

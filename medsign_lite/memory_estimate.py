@@ -170,7 +170,8 @@ def _map_bytes(unet, grids: dict, batch: int, tokens: int, text: int) -> int:
     if not tokens:
         return 0
     heads = max(unet.get_submodule(name).heads for name in grids)
-    positions = min(POSITIONS, max(height * width for height, width in grids.values()))
+    largest = max(height * width for height, width in grids.values())
+    positions = min(largest, max(POSITIONS.values()))
     sums = sum(height * width for height, width in set(grids.values()))
     return 4 * batch * (tokens * sums + 3 * heads * positions * text)
 
