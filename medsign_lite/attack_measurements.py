@@ -18,6 +18,7 @@ from medsign_lite.evaluation import evaluate_attacks
 from medsign_lite.forgery import COUNTS, DECIBELS, forgery_rows
 from medsign_lite.held_out import read_images
 from medsign_lite.images import quantise
+from medsign_lite.kept_parts import Part
 from medsign_lite.latent_diffusion import Autoencoder, LatentDecoder, decode, encode, image_size
 from medsign_lite.purification import purification_row, purify
 from medsign_lite.random_streams import named_generator
@@ -89,18 +90,6 @@ class Target:
             "message": digest([self.detector.message]),
             "false_positive_rate": self.detector.false_positive_rate,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """A part of the evaluation that is computed and kept by itself.
-
-    group: of rows in the result. settings: what its rows depend on beside the target.
-    """
-
-    group: str
-    settings: dict
-    measure: Callable[[torch.Generator], list[dict]]
 
 
 def parts(

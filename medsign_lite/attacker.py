@@ -29,55 +29,26 @@ What the watermark does not protect against, whatever the figures say:
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from medsign_lite.attack_measurements import HELD_OUT, Part, Target, parts
+from medsign_lite.attack_measurements import HELD_OUT, Target, parts
 from medsign_lite.attack_scores import Detector
 from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.extractor import load_extractor
 from medsign_lite.forgery import COUNTS
 from medsign_lite.held_out import generated_latents
+from medsign_lite.kept_parts import measure_parts
 from medsign_lite.latent_diffusion import BUNDLED, Autoencoder, load_decoder, load_pipeline
 from medsign_lite.messages import message_from_string
 from medsign_lite.processor import tune_processor
 from medsign_lite.regeneration import load_autoencoder
-from medsign_lite.results import ROOT, read_result, record_result, to_json
+from medsign_lite.results import ROOT, record_result
 
 TINY_AUTOENCODER = ROOT.parent / "shared" / "data" / "taesd"
-
-
-def measure(
-    target: Target, chosen: dict[str, Part], *, keep: Path, command: str = ""
-) -> dict[str, list[dict]]:
-    """Rows by group of the chosen parts; each finished one is kept in a folder and not repeated.
-
-    With a `command` each row says how its part is measured alone: `command` and the part's name.
-
-    Raises:
-        ValueError: if a kept part is of another target or of other settings.
-    """
-    groups: dict[str, list[dict]] = {}
-    about = to_json(target.config())
-    for name, part in chosen.items():
-        path, config = keep / f"{name}.json", about | part.settings
-        if path.is_file():
-            if (kept := read_result(path)["config"]) != config:
-                raise ValueError(
-                    f"{path} was measured with another configuration: {kept}, now {config}"
-                )
-        else:
-            print(f"measuring {name} ...", file=sys.stderr, flush=True)
-            rows = part.measure(target.generator(name))
-            record_result(path, {"rows": rows}, config)
-        alone = {"command": f"{command} --only {name}"} if command else {}
-        rows = [row | alone for row in read_result(path)["values"]["rows"]]
-        groups.setdefault(part.group, []).extend(rows)
-    return groups
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -116,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(options.only or ()) - set(every):
         parser.error(f"unknown parts {sorted(unknown)}: expected some of {', '.join(every)}")
     chosen = {name: every[name] for name in options.only or every}
-    groups = measure(target, chosen, keep=work / "parts", command=_command(options))
+    groups = measure_parts(target, chosen, keep=work / "parts", command=_command(options))
     settings = {name: part.settings for name, part in chosen.items()}
     config = {"modality": options.modality, "weights": _fingerprint(options)} | target.config()
     config["parts"] = settings

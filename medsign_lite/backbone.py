@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medsign_lite.checkpoints import load_checkpoint, load_strictly, save_checkpoint
+from medsign_lite.checkpoints import (
+    load_checkpoint,
+    load_strictly,
+    read_plain_tensors,
+    save_checkpoint,
+)
 from medsign_lite.extractor import fold_space
 from medsign_lite.images import check_image, imagenet_normalise
 from medsign_lite.whitening import whitening_transform
@@ -143,17 +148,7 @@ def load_resnet50(path: str | Path) -> ResNet50:
         ValueError: if it is not a state dict of tensors, or not that of this network.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no backbone at {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen kinds
-        raise ValueError(f"{path}: expected a state dict of tensors: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(w, Tensor) for w in state.values()):
-        raise ValueError(
-            f"{path}: expected a state dict of tensors, got a {type(state).__name__} of other "
-            "things: a training checkpoint, which holds the weights among them?"
-        )
+    state = read_plain_tensors(path)
     network = ResNet50()
     # Old files lack these counters of training batches, which nothing reads.
     counters = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}

@@ -57,6 +57,37 @@ def save_checkpoint(
     return folder
 
 
+def read_plain_tensors(path: str | Path, *, device: str = "cpu") -> dict[str, Tensor]:
+    """The state dict in somebody's torch file, read without running any of it.
+
+    Args:
+        device: "meta" looks at the file without holding its weights.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, or holds anything but tensors by name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch.load raises half a dozen kinds
+        raise ValueError(
+            f"{path}: expected plain tensors, got a file that cannot be read "
+            f"safely; ask for the weights as safetensors ({str(error).split(chr(10))[0]})"
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: expected plain tensors, got a "
+                         f"{type(state).__name__}")  # fmt: skip
+    if strangers := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise ValueError(
+            f"{path}: expected plain tensors, got also {', '.join(strangers[:3])}: "
+            "a training checkpoint, which holds the weights among them?"
+        )
+    return state
+
+
 def _stored(name: str, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
     weight = weight.detach()
     target = dtype if dtype is not None and weight.is_floating_point() else weight.dtype

@@ -17,6 +17,7 @@ from pathlib import Path
 from medsign_lite.gate_measurements import MEASUREMENTS as OF_WEIGHTS
 from medsign_lite.gate_measurements import Sample, figure
 from medsign_lite.gate_verdicts import Gate, agrees, judge, shown
+from medsign_lite.kept_parts import kept
 from medsign_lite.latent_diffusion import BUNDLED
 from medsign_lite.results import ROOT, read_result, record_result
 from medsign_lite.scale_measurements import manifest, processes
@@ -82,18 +83,14 @@ def measure(sample: Sample, names: Iterable[str], *, keep: Path | None = None) -
     """Run measurements by name; with `keep`, each finished one is kept there and not repeated."""
     figures = {}
     for name in dict.fromkeys(names):
-        part = keep / f"{name}.json" if keep else None
-        if part is not None and part.is_file():
-            document = read_result(part)
-            if document["config"] != sample.config(name):
-                raise ValueError(f"{part} is of another sample: {document['config']}")
-            figures[name] = document["values"]
-            continue
-        print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        figures[name] = MEASUREMENTS[name](sample)
-        if part is not None:
-            record_result(part, figures[name], sample.config(name))
-            figures[name] = read_result(part)["values"]
+        if keep is None:
+            print(f"measuring {name} ...", file=sys.stderr, flush=True)
+            figures[name] = MEASUREMENTS[name](sample)
+        else:
+            figures[name] = kept(
+                keep / f"{name}.json", sample.config(name),
+                lambda name=name: MEASUREMENTS[name](sample),
+            )  # fmt: skip
     return figures
 
 

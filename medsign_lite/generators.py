@@ -6,12 +6,13 @@ heads, latent channels and scaling, image size, what the U-Net predicts, the len
 """
 
 import json
-import pickle
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
+
+from medsign_lite.checkpoints import read_plain_tensors
 
 BUNDLED = Path(__file__).parent / "weights" / "pipeline"
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
@@ -149,7 +150,7 @@ def check_folder(folder: Path, unet: Path) -> None:
     for part in models.values():
         for weights in _weights(part):
             if weights.suffix == ".bin":
-                check_plain_tensors(weights)
+                read_plain_tensors(weights, device="meta")
 
 
 def check_fit(unet: dict, vae: dict, text_encoder: dict) -> None:
@@ -173,28 +174,6 @@ def check_fit(unet: dict, vae: dict, text_encoder: dict) -> None:
                 f"the U-Net's cross-attention takes text of width {width}, "
                 f"the text encoder makes {text}"
             )
-
-
-def check_plain_tensors(path: Path) -> None:
-    """Refuse a torch file that holds more than tensors, without running any of it.
-
-    Raises:
-        ValueError: if the file is damaged, or a pickle of something else.
-    """
-    try:
-        state = torch.load(path, map_location="meta", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path}: expected plain tensors, got a file that cannot be read safely; ask for the "
-            "weights as safetensors"
-        ) from error
-    strangers = (
-        [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
-        if isinstance(state, dict)
-        else [type(state).__name__]
-    )
-    if strangers:
-        raise ValueError(f"{path}: expected plain tensors, got also {', '.join(strangers[:3])}")
 
 
 def _unet_folder(folder: Path, unet: str | Path | None) -> Path:

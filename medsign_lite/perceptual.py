@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medsign_lite.checkpoints import load_strictly
+from medsign_lite.checkpoints import load_strictly, read_plain_tensors
 from medsign_lite.metrics import ssim
 
 # Channels of the convolutions of VGG-16, stage by stage; a stage starts with a 2x2 maximum.
@@ -178,17 +178,9 @@ def perceptual_loss(
     """
     if weights is None:
         return _with_structure(MaskedPyramid(masking=masking), structure)
-    path = Path(weights)
-    if not path.is_file():
-        raise FileNotFoundError(f"perceptual weights {path} do not exist; None takes the stand-in")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen kinds
-        raise ValueError(f"{path}: expected a state dict of tensors: {error}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
+    state = read_plain_tensors(weights)
     loss = WatsonVGG()
-    load_strictly(loss, state, name=f"Watson-VGG in {path.name}")
+    load_strictly(loss, state, name=f"Watson-VGG in {Path(weights).name}")
     return _with_structure(loss.eval(), structure)
 
 

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import torch
 
-from medsign_lite.attacker import measure, weights_of
+from medsign_lite.attacker import weights_of
 from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.held_out import generated_latents
+from medsign_lite.kept_parts import measure_parts
 from medsign_lite.latent_diffusion import BUNDLED, load_pipeline
 from medsign_lite.matched_quality import LADDER, check_ladder, gain_rows
 from medsign_lite.processor import tune_processor
@@ -125,8 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep = folder / "parts"
     for name in chosen if options.again else ():
         (keep / f"{name}.json").unlink(missing_ok=True)
-    groups = measure(images, {name: found[name] for name in chosen}, keep=keep,
-                     command=_command(options, parser))  # fmt: skip
+    groups = measure_parts(
+        images, {name: found[name] for name in chosen}, keep=keep,
+        command=_command(options, parser),
+    )  # fmt: skip
     if not options.only or len(groups.get("curves", ())) > len(options.ladder):
         groups["gains"] = gains(groups["curves"], images.generator("gains"), options.resamples)
     for row in groups.get("curves", ()):

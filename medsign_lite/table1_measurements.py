@@ -7,12 +7,12 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from medsign_lite.attack_measurements import Part
 from medsign_lite.attacks import CONVENTIONS, PAPER_ATTACKS, Attack
 from medsign_lite.checkpoints import digest
 from medsign_lite.detection import empirical_false_positive_rate, extract_logits, images_needed
 from medsign_lite.evaluation import evaluate_attacks, quality_row
 from medsign_lite.images import quantise
+from medsign_lite.kept_parts import Part
 from medsign_lite.latent_diffusion import Autoencoder, decode
 from medsign_lite.matched_quality import LADDER, count_matches, curve_row, match_psnr
 from medsign_lite.random_streams import named_generator

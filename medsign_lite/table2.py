@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from medsign_lite.attacker import measure
 from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.claims import REFERENCE, claim_rows
 from medsign_lite.data import FINDINGS, MODALITIES, read_manifest
 from medsign_lite.diagnostic_scores import require_findings
 from medsign_lite.extractor import load_extractor
 from medsign_lite.judge_networks import load_segmenter
+from medsign_lite.kept_parts import measure_parts
 from medsign_lite.latent_diffusion import BUNDLED, load_pipeline
 from medsign_lite.processor import tune_processor
 from medsign_lite.results import ROOT, read_result, record_result
@@ -64,7 +64,7 @@ def make_table(
     measured, made = {}, {}
     for row, folders in chosen.items():
         of_seeds = parts(material, row, folders)
-        groups = measure(material, of_seeds, keep=keep)
+        groups = measure_parts(material, of_seeds, keep=keep)
         measured[row] = {
             seed: groups[f"{row}-{seed}"][0] for seed in folders
         }  # fmt: skip

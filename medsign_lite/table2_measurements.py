@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from medsign_lite.ablations import VARIANTS
-from medsign_lite.attack_measurements import Part
 from medsign_lite.checkpoints import digest, load_checkpoint
 from medsign_lite.data import FINDINGS, Record
 from medsign_lite.held_out import readable
 from medsign_lite.images import quantise
+from medsign_lite.kept_parts import Part
 from medsign_lite.latent_cache import read_latent_cache
 from medsign_lite.latent_diffusion import LatentDecoder, decode, load_decoder
 from medsign_lite.map_variants import moved_residual

@@ -4,7 +4,7 @@ from grid_extractor import GridExtractor
 from tiny_pipeline import tiny_autoencoder, tiny_pipeline
 
 from medsign_lite import attacker
-from medsign_lite.attack_measurements import HELD_OUT, Part
+from medsign_lite.attack_measurements import HELD_OUT
 from medsign_lite.checkpoints import save_checkpoint, weights_fingerprint
 from medsign_lite.data import Record, write_manifest
 from medsign_lite.images import save_image
@@ -14,61 +14,6 @@ from medsign_lite.messages import message_to_string, random_message
 from medsign_lite.results import read_result
 
 MESSAGE = message_to_string(random_message(generator=torch.Generator().manual_seed(0)))
-
-
-class Wanted:
-    """A target of which nothing but its configuration and streams are used."""
-
-    def __init__(self, **config):
-        self.about = config
-
-    def config(self):
-        return self.about
-
-    def generator(self, name):
-        return torch.Generator().manual_seed(len(name))
-
-
-def counting(calls, *, fail=()):
-    """Parts "first" and "second", in groups of their own, that note when they are measured."""
-
-    def part(name):
-        def measure(generator):
-            calls.append(name)
-            if name in fail and calls.count(name) == 1:
-                raise KeyboardInterrupt
-            return [{"attack": name, "value": float(torch.rand(1, generator=generator))}]
-
-        return Part(group=f"group {name}", settings={"of": name}, measure=measure)
-
-    return {name: part(name) for name in ("first", "second")}
-
-
-def test_measure_keeps_finished_parts_and_goes_on(tmp_path):
-    calls, target = [], Wanted(images=3)
-    chosen = counting(calls, fail=("second",))
-    with pytest.raises(KeyboardInterrupt):
-        attacker.measure(target, chosen, keep=tmp_path, command="measure")
-    groups = attacker.measure(target, chosen, keep=tmp_path, command="measure")
-    assert calls == ["first", "second", "second"]
-    assert [*groups] == ["group first", "group second"]
-    assert groups == attacker.measure(target, chosen, keep=tmp_path, command="measure")
-    assert len(calls) == 3
-    alone = attacker.measure(
-        target, {"second": chosen["second"]}, keep=tmp_path / "other", command="measure"
-    )
-    assert alone == {"group second": groups["group second"]}
-    assert alone["group second"][0]["command"] == "measure --only second"
-
-
-def test_measure_refuses_parts_of_another_configuration(tmp_path):
-    chosen = counting([])
-    attacker.measure(Wanted(images=3), chosen, keep=tmp_path, command="measure")
-    with pytest.raises(ValueError, match="first.json was measured with another configuration"):
-        attacker.measure(Wanted(images=4), chosen, keep=tmp_path, command="measure")
-    other = {"first": Part(group="group first", settings={"of": "x"}, measure=lambda _: [])}
-    with pytest.raises(ValueError, match="another configuration: {'images': 3, 'of': 'first'}"):
-        attacker.measure(Wanted(images=3), other, keep=tmp_path, command="measure")
 
 
 @pytest.fixture(scope="module")

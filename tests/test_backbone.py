@@ -125,10 +125,10 @@ def test_load_resnet50_takes_old_files_without_counters(published, tmp_path):
 
 def test_load_resnet50_names_what_is_wrong(published, tmp_path):
     _, state = published
-    with pytest.raises(FileNotFoundError, match="no backbone at"):
+    with pytest.raises(FileNotFoundError, match="no weights at"):
         load_resnet50(tmp_path / "absent.pth")
     (tmp_path / "text.pth").write_text("not a state dict")
-    with pytest.raises(ValueError, match="text.pth: expected a state dict of tensors"):
+    with pytest.raises(ValueError, match="text.pth: expected plain tensors"):
         load_resnet50(tmp_path / "text.pth")
     torch.save({"student": {"conv1.weight": torch.zeros(1)}}, tmp_path / "training.pth")
     with pytest.raises(ValueError, match="a training checkpoint"):
@@ -149,7 +149,7 @@ class Danger:
 
 def test_load_resnet50_runs_no_pickle(tmp_path):
     torch.save({"conv1.weight": Danger()}, tmp_path / "danger.pth")
-    with pytest.raises(ValueError, match="expected a state dict of tensors"):
+    with pytest.raises(ValueError, match="expected plain tensors"):
         load_resnet50(tmp_path / "danger.pth")
 
 
