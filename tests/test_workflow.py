@@ -124,6 +124,7 @@ def test_schema_knows_what_the_library_knows(schema):
             "unknown parameter bist: 04_extractor_pretraining accepts bits, extractor_batch",
         ),
         ("sweep/pipeline", "nowhere", "sweep: pipeline does not exist: nowhere"),
+        ("sweep/finetuning/start", "docs", "start does not exist: docs/decoder_chest"),
         ("sweep/cache/workers", 2, "2 workers for 1 batches"),
         ("sweep/finetuning/held_out", 8, "holds out 8 entries, expected fewer than the 8"),
         ("sweep/grid/preservation", [1, 1.0], "names each point once, got chest_message-1_"),
@@ -308,7 +309,13 @@ def test_a_point_is_fine_tuned_scored_and_put_into_table_and_figure(tmp_path):
     record = read_result(tmp_path / "point.json")
     assert record["values"]["steps"] == 2 and record["config"]["entries"] == 6
     assert record["config"]["weights"]["preservation"] == 4 * 4 * 975
-    assert (tmp_path / "out" / "decoder" / "model.safetensors").is_file()
+    first = json.loads((tmp_path / "out" / "decoder" / "config.json").read_text())
+    on = [str(tmp_path / {"out": "on", "point.json": "on.json"}.get(o, o)) if o in paths else o
+          for o in [*options, "--start"]]  # fmt: skip
+    finetune_point.main([*on, str(tmp_path / "out" / "decoder")])
+    later = json.loads((tmp_path / "on" / "decoder" / "config.json").read_text())
+    assert later["message"] == first["message"]
+    assert later["started_from"]["step"] == 2 and "started_from" not in first
     table, figure = tmp_path / "table.csv", tmp_path / "figure.png"
     sweep_table.main(["--points", str(tmp_path / "point.json"), "--table", str(table),
                       "--figure", str(figure)])  # fmt: skip

@@ -10,7 +10,7 @@ from medsign_lite.checkpoints import load_checkpoint
 from medsign_lite.extractor import load_extractor
 from medsign_lite.finetuning import PRESETS, fit, read_message
 from medsign_lite.latent_cache import read_latent_cache
-from medsign_lite.latent_diffusion import copy_decoder, load_pipeline
+from medsign_lite.latent_diffusion import copy_decoder, load_decoder, load_pipeline
 from medsign_lite.losses import LossWeights
 from medsign_lite.perceptual import perceptual_loss
 from medsign_lite.precision import PRECISIONS
@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, required=True, help="latents, maps and prompts")
     parser.add_argument("--pipeline", type=Path, required=True, help="diffusers folder")
     parser.add_argument("--extractor", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="decoder to go on from, with its message")
     parser.add_argument("--perceptual-weights", default="", help="Watson-VGG .pth; else a stand-in")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
@@ -61,7 +62,11 @@ def main(arguments: list[str] | None = None) -> None:
     vae = load_pipeline(options.pipeline, device=device).vae
     decoder = copy_decoder(vae)
     cache = read_latent_cache(options.cache, decoder.eval())
-    message = read_message("0", bits=extractor.config.bits)
+    details = {"modality": point.modality}
+    if options.start:
+        decoder, details["started_from"] = load_decoder(options.start, vae)
+    earlier = details.get("started_from", {}).get("message", "0")
+    message = read_message(earlier, bits=extractor.config.bits)
     _, held_out = cache.split(max(0, len(cache) - options.held_out))
     abnormal = int((held_out.maps.amax(dim=(1, 2)) > 0).sum())
     if not abnormal:
@@ -83,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         held_out=options.held_out,
         seed=options.seed,
         precision=options.precision,
-        details={"modality": point.modality},
+        details=details,
     )
     _, config = load_checkpoint(options.out / "decoder", kind="decoder")
     values = {
