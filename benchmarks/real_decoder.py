@@ -130,7 +130,7 @@ def run(
     )  # fmt: skip
     # What quality is left over buys a safer message and outlines that are spared more.
     decoder = fit(
-        decoder, cache, message, reader, replace(WEIGHTS, preservation=4 * WEIGHTS.preservation),
+        decoder, cache, message, reader, replace(WEIGHTS, preservation=16 * WEIGHTS.preservation),
         work / "last", read_well=0.998, first_quality=4.0, learning_rate=2e-4, **budgets[1],
         **options,
     )  # fmt: skip
