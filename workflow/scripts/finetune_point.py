@@ -99,6 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         "seconds": round(config["seconds"], 1),
     }
     about = {"point": asdict(point), "weights": config["weights"], "entries": len(cache)}
+    about["goes_on_from_a_decoder"] = options.start is not None
     about |= {name: config[name] for name in ("batch_size", "learning_rate", "held_out", "seed")}
     record_result(options.record, values, about)
 
