@@ -70,7 +70,7 @@ def varied(images: Tensor, masks: Tensor, *, seed: int) -> tuple[Tensor, Tensor]
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        # Enlarged by at least what turning and shifting would bring in from beyond the edge.
+        # Enlarged, so that turning and shifting bring in hardly anything from beyond the edge.
         change = AugmentationSequential(
             RandomHorizontalFlip(),
             RandomAffine(degrees=6, translate=(0.04, 0.04), scale=(1.15, 1.35), p=1.0),

@@ -59,6 +59,22 @@ def test_real_autoencoder_reconstructs_real_radiographs(data):
     assert psnr(decoded, images, data_range=1.0).mean() > 29
 
 
+def test_varied_outlines_stay_on_what_they_outline():
+    masks = torch.zeros(6, 64, 64)
+    masks[:, 20:40, 12:30] = 1
+    images = masks[:, None].repeat(1, 3, 1, 1)  # white where it is outlined, black elsewhere
+    changed, outlines = real_decoder.varied(images, masks, seed=0)
+    assert changed.shape == images.shape and outlines.shape == masks.shape
+    assert ((changed[:, 0] > 0.5) == (outlines > 0)).float().mean() > 0.98
+    assert (outlines != masks).flatten(1).any(dim=1).all()  # every one is varied
+    assert len(torch.unique(outlines, dim=0)) == 6  # and each in its own way
+    whole, _ = real_decoder.varied(torch.ones_like(images), masks, seed=0)
+    assert whole.mean() > 0.99  # next to nothing of what lies beyond the edge
+    again, _ = real_decoder.varied(images, masks, seed=0)
+    other, _ = real_decoder.varied(images, masks, seed=1)
+    assert torch.equal(again, changed) and not torch.equal(other, changed)
+
+
 def test_a_real_decoder_is_marked_around_real_outlines(data, tmp_path):
     for name in ("cxr_masks", "stable_signature"):
         if not (data / name).is_dir():
