@@ -12,7 +12,8 @@ class Gate:
     """A requirement on one figure.
 
     measurement and figure name it: `gates.MEASUREMENTS[measurement](sample)[figure]`. direction is
-    "at least" or "at most"; with `whole` the interval's unfavourable end must pass too.
+    "at least" or "at most"; with `whole` the interval's unfavourable end must pass too. tolerance:
+    the share by which the figure differs from run to run without a seed, as memory does.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Gate:
     required: float
     direction: str = "at least"
     whole: bool = False
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         if self.direction not in ("at least", "at most"):
@@ -52,17 +54,19 @@ def shown(measured: Mapping) -> str:
     return text
 
 
-def agrees(fresh: Mapping, recorded: Mapping) -> bool:
+def agrees(fresh: Mapping, recorded: Mapping, *, tolerance: float = 0.0) -> bool:
     """Whether two figures with 95 % intervals could be of one truth.
 
     The difference is at most `AGREEMENT` standard errors, taken from both intervals; a difference
-    within the rounding of the printed figures always agrees.
+    within the rounding of the printed figures, or a share `tolerance` of the recorded one, always
+    agrees.
     """
     values = [fresh["value"], recorded["value"]]
     if None in values:
         return values[0] is values[1]
     errors = [(f["high"] - f["low"]) / 3.92 for f in (fresh, recorded) if f["low"] is not None]
-    return abs(values[0] - values[1]) <= AGREEMENT * math.hypot(*errors) + 5e-3
+    allowed = AGREEMENT * math.hypot(*errors) + 5e-3 + tolerance * abs(values[1])
+    return abs(values[0] - values[1]) <= allowed
 
 
 def judge(gates: Sequence[Gate], figures: Mapping[str, Mapping]) -> bool:

@@ -90,6 +90,8 @@ def test_agrees_within_four_standard_errors_of_the_difference():
 def test_agrees_without_intervals_needs_the_same_figure():
     assert agrees(interval(12.0), interval(12.004))
     assert not agrees(interval(12.0), interval(12.1))
+    assert agrees(interval(12.0), interval(12.5), tolerance=0.05)
+    assert not agrees(interval(12.0), interval(12.7), tolerance=0.05)
     nothing = {"value": None, "low": None, "high": None}
     assert agrees(nothing, nothing) and not agrees(nothing, interval(1.0))
 
