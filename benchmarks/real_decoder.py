@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--extractor", choices=("published", "own"), default="published")
     parser.add_argument("--work", type=Path, help="default: build/real_decoder_EXTRACTOR")
     parser.add_argument("--minutes", type=float, nargs=2, default=(120, 20), metavar="N", help=(
-        "of the two fits; 40 40 is enough for our own extractor"))  # fmt: skip
+        "of the two fits; a run that is given more goes on"))  # fmt: skip
     parser.add_argument("--output", type=Path, help="default: results/real_decoder_EXTRACTOR.json")
     options = parser.parse_args()
     for name in ("cxr", "cxr_masks", "taesd", "stable_signature"):

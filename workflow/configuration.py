@@ -29,11 +29,11 @@ def check_configuration(config: Mapping) -> None:
         _check_tutorial(tutorial, notebooks_in(resolved(config["notebook_folder"])))
     if sweep := config.get("sweep"):
         _check_paths("sweep", sweep, ("pipeline", "extractor", "data", "perceptual_weights"))
-        _check_paths("sweep/finetuning", sweep["finetuning"], ("start",))
-        for point in grid_points(sweep["grid"]):
-            if start := sweep["finetuning"]["start"]:
-                folder = f"{start}/decoder_{point.modality}"
-                _check_paths("sweep/finetuning", {"start": folder}, ("start",))
+        grid_points(sweep["grid"])
+        if start := sweep["finetuning"]["start"]:
+            for modality in sweep["grid"]["modality"]:
+                folder = {"start": f"{start}/decoder_{modality}"}
+                _check_paths("sweep/finetuning", folder, ("start",))
         cache, held_out = sweep["cache"], sweep["finetuning"]["held_out"]
         batches = -(-cache["entries"] // cache["batch"])
         if cache["workers"] > batches:
