@@ -31,7 +31,9 @@ class PublishedExtractor(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, 3, H, W) around [0, 1], to logits (B, bits); above 0 reads as bit 1."""
         check_image(image, minimum=self.minimum_side, in_range=False)
-        return self.network(imagenet_normalise(image))
+        # Channels last: with its gradient, two thirds of the time on a processor.
+        image = imagenet_normalise(image).contiguous(memory_format=torch.channels_last)
+        return self.network(image)
 
 
 def load_published_extractor(
