@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from medsign_lite.files import whole_file
 from medsign_lite.images import to_bytes
@@ -136,7 +137,7 @@ def read_latent_cache(
         originals = tensors["originals"][:limit]
         _check_originals(folder, decoder, latents, originals)
     else:
-        originals = torch.cat([decode_bytes(decoder, part) for part in latents.split(batch_size)])
+        originals = _decode_all(decoder, latents, batch_size)
     maps = tensors[f"maps_{kind}" if kind else "maps"][:limit]
     return LatentCache(
         latents=latents, maps=maps, originals=originals, prompts=tuple(prompts[:limit])
@@ -151,6 +152,12 @@ def decode_bytes(decoder: nn.Module, latents: Tensor) -> Tensor:
     return to_bytes(image).permute(0, 3, 1, 2)
 
 
+def _decode_all(decoder: nn.Module, latents: Tensor, batch_size: int) -> Tensor:
+    # Minutes for thousands of samples; where nobody watches a terminal the bar stays away.
+    bar = tqdm(latents.split(batch_size), desc="original images", unit="batch", disable=None)
+    return torch.cat([decode_bytes(decoder, part) for part in bar])
+
+
 def with_mirrored(cache: LatentCache, decoder: nn.Module, *, batch_size: int = 32) -> LatentCache:
     """Entries, and each of them mirrored left to right, upside down, and both: four times as many.
 
@@ -162,7 +169,7 @@ def with_mirrored(cache: LatentCache, decoder: nn.Module, *, batch_size: int = 3
     parts = [cache]
     for axes in ((-1,), (-2,), (-2, -1)):
         latents = cache.latents.flip(axes)
-        originals = torch.cat([decode_bytes(decoder, part) for part in latents.split(batch_size)])
+        originals = _decode_all(decoder, latents, batch_size)
         parts.append(LatentCache(
             latents=latents, maps=cache.maps.flip(axes), originals=originals, prompts=cache.prompts
         ))  # fmt: skip
