@@ -27,6 +27,7 @@ from medsign_lite.losses import chest_weights
 from medsign_lite.messages import random_message
 from medsign_lite.perceptual import perceptual_loss
 from medsign_lite.pretraining import fit as fit_extractor
+from medsign_lite.processor import tune_processor
 from medsign_lite.results import record_result
 
 
@@ -113,6 +114,7 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.data / "cxr").is_dir() or not (options.data / "taesd").is_dir():
         raise SystemExit(f"skipped: {options.data} has no folders cxr and taesd")
+    tune_processor()
     budgets = {
         "extractor_budget": {"minutes": options.extractor_minutes},
         "decoder_budget": {"minutes": options.decoder_minutes, "batch_size": 4},

@@ -19,6 +19,7 @@ from medsign_lite.gate_measurements import Sample, figure
 from medsign_lite.gate_verdicts import Gate, agrees, judge, shown
 from medsign_lite.kept_parts import kept
 from medsign_lite.latent_diffusion import BUNDLED
+from medsign_lite.processor import tune_processor
 from medsign_lite.results import ROOT, read_result, record_result
 from medsign_lite.scale_measurements import manifest, processes
 from medsign_lite.table1_gates import TABLE1_GATES, judge_table1
@@ -160,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help="write the recorded figures")
     parser.add_argument("--only", nargs="+", default=list(MEASUREMENTS), choices=MEASUREMENTS)
     options = parser.parse_args(arguments)
+    tune_processor()
     sample = Sample(
         data=options.data,
         weights=options.weights,

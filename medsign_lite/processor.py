@@ -1,4 +1,4 @@
-"""Settings of the CPU that make training faster."""
+"""Settings of the CPU that make training and sampling faster."""
 
 import ctypes
 import sys

@@ -33,6 +33,7 @@ from medsign_lite.latent_diffusion import (
 from medsign_lite.localisation import pathology_map, word_tokens
 from medsign_lite.map_variants import MAP_KINDS
 from medsign_lite.memory_estimate import check_memory, estimate_sampling
+from medsign_lite.processor import tune_processor
 from medsign_lite.shards import check_disk, join_shards, write_shard
 from medsign_lite.training_state import check_settings, plain_settings
 
@@ -247,6 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
         "CAS clusters the pixels above this quantile of a token's map"))  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
+    tune_processor()
     records = choose_records(
         read_manifest(options.data, check_files=False),
         modality=options.modality,
