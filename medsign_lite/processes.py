@@ -1,13 +1,14 @@
 """Training in several processes, on one machine or many, through Hugging Face accelerate.
 
     accelerate launch --num_processes 4 -m medsign_lite.finetuning --out FOLDER ...
-    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m medsign_lite.finetuning --out FOLDER ...
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m -- medsign_lite.finetuning ...
 
-The first is for GPUs, the second for CPUs, where accelerate's own launcher would ask for MPI.
-Started by neither, there is one process, and the same code runs. All processes draw the same
-batch, because their generators have the same seed; each computes its own part of it, and the
-gradients are averaged before the step. So several processes take the steps that one would take,
-up to the rounding of a sum, and the batch size means the whole batch however many share it.
+The first is for GPUs, the second for CPUs, where accelerate's own launcher would ask for MPI; its
+`--` keeps it from taking our options, such as --start, for its own. Started by neither, there is
+one process, and the same code runs. All processes draw the same batch, because their generators
+have the same seed; each computes its own part of it, and the gradients are averaged before the
+step. So several processes take the steps that one would take, up to the rounding of a sum, and the
+batch size means the whole batch however many share it.
 """
 
 from collections.abc import Iterable
