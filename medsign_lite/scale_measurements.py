@@ -81,7 +81,9 @@ def processes(sample: Sample) -> dict:
             command += ["-m", "medsign_lite.finetuning"]
             for name, value in arguments.items():
                 command += [f"--{name}", str(value)]
-            environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+            # torchrun gives each process one thread; with another number here, sums would be
+            # split otherwise, and it is processes that are compared.
+            environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
             subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
             weights.append(load_training_state(out / "training.pt")["decoder"])
     start = copy_decoder(sample.pipeline.vae).state_dict()
