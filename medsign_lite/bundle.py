@@ -18,6 +18,7 @@ import torch
 
 from medsign_lite import (
     autoencoder_training,
+    decoder_recipe,
     denoiser_training,
     finetuning,
     judges,
@@ -37,8 +38,10 @@ MINUTES = {
         "classifier_mixer": 25,
         "segmenter": 20,
         "extractor": 60,
-        "decoder_chest": 90,
-        "decoder_fundus": 90,
+        "decoder_chest_first": 60,
+        "decoder_chest": 60,
+        "decoder_fundus_first": 60,
+        "decoder_fundus": 60,
     },
     "cuda": {
         "autoencoder": 4,
@@ -47,20 +50,16 @@ MINUTES = {
         "classifier_mixer": 1,
         "segmenter": 1,
         "extractor": 6,
+        "decoder_chest_first": 2,
         "decoder_chest": 2,
+        "decoder_fundus_first": 2,
         "decoder_fundus": 2,
     },
 }
-SAMPLES = 1500  # generated images each decoder is fine-tuned on
+SAMPLES = 1504  # generated images each decoder is fine-tuned on
 MESSAGES = {"chest": "1", "fundus": "2"}  # seeds of the two decoders' messages
 KEY_NOTE = "Shipped with medsign_lite and public: to learn and test with."
-# Sharp maps, and sixteen times the paper's weight of preservation: see the model card.
 MAPS = ("--scale", "sharp")
-PRESERVATION = {
-    name: str(16 * preset().preservation) for name, preset in finetuning.PRESETS.items()
-}
-# JPEG is the hardest to survive, and after it, on fundus photographs, rotation.
-ATTACKS = ("none", "brightness", "crop", "resize", *["rotation"] * 2, *["jpeg"] * 4)
 
 
 def stages(
@@ -112,15 +111,22 @@ def stages(
         options += ("--pipeline", weights / "pipeline", *MAPS)
         run(sample_cache, f"cache_{modality}", *options)
 
-    def decoder(modality: str) -> None:
+    def part(name: str, modality: str, *options: str | Path) -> None:
         run(
             finetuning,
-            f"decoder_{modality}",
+            name,
             *("--cache", work / f"cache_{modality}", "--extractor", weights / "extractor"),
             *("--pipeline", weights / "pipeline", "--modality", modality),
-            *("--message", MESSAGES[modality], "--preservation", PRESERVATION[modality]),
-            *("--masking", "0", "--attacks", *ATTACKS),
+            *options,
         )
+
+    def first_part(modality: str) -> None:
+        options = ("--message", MESSAGES[modality], *decoder_recipe.first_part(modality))
+        part(f"decoder_{modality}_first", modality, *options)
+
+    def decoder(modality: str) -> None:
+        start = work / f"decoder_{modality}_first" / "decoder"
+        part(f"decoder_{modality}", modality, "--start", start, *decoder_recipe.last_part(modality))
         publish(work / f"decoder_{modality}" / "decoder", f"decoder_{modality}")
 
     def keys() -> None:
@@ -135,7 +141,9 @@ def stages(
         "extractor": (weights / "extractor", extractor),
         "cache_chest": (work / "cache_chest" / "cache.safetensors", lambda: cache("chest")),
         "cache_fundus": (work / "cache_fundus" / "cache.safetensors", lambda: cache("fundus")),
+        "decoder_chest_first": (work / "decoder_chest_first", lambda: first_part("chest")),
         "decoder_chest": (weights / "decoder_chest", lambda: decoder("chest")),
+        "decoder_fundus_first": (work / "decoder_fundus_first", lambda: first_part("fundus")),
         "decoder_fundus": (weights / "decoder_fundus", lambda: decoder("fundus")),
         "keys": (weights / SHIPPED.name, keys),
     }

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from medsign_lite.attention import POSITIONS
+from medsign_lite.attention import LANES, POSITIONS
 from medsign_lite.attention_layers import find_cross_attention, spatial_parent
 from medsign_lite.latent_diffusion import LatentDecoder, image_size, scale_factor
 
@@ -171,9 +171,10 @@ def _map_bytes(unet, grids: dict, batch: int, tokens: int, text: int) -> int:
         return 0
     heads = max(unet.get_submodule(name).heads for name in grids)
     largest = max(height * width for height, width in grids.values())
-    positions = min(largest, max(POSITIONS.values()))
+    positions = min(largest, POSITIONS)
     sums = sum(height * width for height, width in set(grids.values()))
-    return 4 * batch * (tokens * sums + 3 * heads * positions * text)
+    padded = text + -text % LANES
+    return 4 * batch * (tokens * sums + 3 * heads * positions * padded)
 
 
 @contextmanager

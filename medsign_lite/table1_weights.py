@@ -17,6 +17,7 @@ from pathlib import Path
 
 from medsign_lite.attacks import STABLE_SIGNATURE_ATTACKS
 from medsign_lite.backbone import load_backbone
+from medsign_lite.decoder_recipe import first_part, last_part
 from medsign_lite.extractor import load_extractor
 from medsign_lite.finetuning import PRESETS
 from medsign_lite.latent_diffusion import Autoencoder, load_decoder
@@ -48,13 +49,9 @@ _FINETUNING = "python -m medsign_lite.finetuning --modality {m} --pipeline {w}/p
 _PLAIN = "--total-variation 0 --preservation 0 --attack-strength 0 --minutes 30"
 _SAMPLES = (
     "python -m medsign_lite.sample_cache --data MANIFEST --pipeline {w}/pipeline --modality {m} "
-    "--count 1500"
+    "--count 1504"
 )
-# As the shipped decoders were trained (`bundle.py`), but for the map.
-_MEDSIGN = (
-    "--masking 0 --preservation {p:g} "
-    "--attacks none brightness crop resize rotation rotation jpeg jpeg jpeg jpeg"
-)
+_LITERAL = f"{_FINETUNING} --cache {{b}}/cache_{{m}}_literal --extractor {{w}}/extractor"
 RECIPES = {  # by the folder that each one fills
     "ssl_watermark": "python -m medsign_lite.backbone_training --data MANIFEST --minutes 60",
     "wam_kind": "python -m medsign_lite.localised_training --data MANIFEST --minutes 120",
@@ -66,8 +63,10 @@ RECIPES = {  # by the folder that each one fills
     f"--extractor {{b}}/extractor_published/extractor {_PLAIN}",
     "stable_signature_{m}": f"{_FINETUNING} --cache {{b}}/cache_{{m}} --extractor {{w}}/extractor "
     f"{_PLAIN}",
-    "medsign_literal_{m}": f"{_FINETUNING} --cache {{b}}/cache_{{m}}_literal "
-    f"--extractor {{w}}/extractor {_MEDSIGN} --minutes 90",
+    # As the shipped decoders are made, but for the map.
+    "medsign_literal_{m}_first": f"{_LITERAL} {{first}} --minutes 60",
+    "medsign_literal_{m}": f"{_LITERAL} --start {{b}}/medsign_literal_{{m}}_first/decoder {{last}} "
+    "--minutes 60",
 }
 
 
@@ -75,8 +74,8 @@ def recipes(modality: str, *, weights: str | Path, baselines: str | Path) -> dic
     """The commands that train what is not shipped, in order, by the folder each one fills."""
     if modality not in PRESETS:
         raise ValueError(f"expected a modality among {', '.join(PRESETS)}, got {modality!r}")
-    preservation = 16 * PRESETS[modality]().preservation
-    names = {"m": modality, "w": weights, "b": baselines, "p": preservation}
+    names = {"m": modality, "w": weights, "b": baselines}
+    names |= {"first": " ".join(first_part(modality)), "last": " ".join(last_part(modality))}
     return {
         folder.format(**names): f"{command} --out {{b}}/{folder}".format(**names)
         for folder, command in RECIPES.items()

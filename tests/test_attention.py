@@ -72,7 +72,7 @@ def generate(pipeline, prompts=PROMPTS, *, guidance=3.0, steps=2, height=32, wid
 @pytest.fixture(autouse=True)
 def _several_parts(monkeypatch):
     """The tiny U-Net's positions are fewer than a part: make the parts smaller still."""
-    monkeypatch.setattr("medsign_lite.attention.POSITIONS", {"cpu": 100, "other": 100})
+    monkeypatch.setattr("medsign_lite.attention.POSITIONS", 100)
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ LAYERS = {
         dicom image_files provenance generators memory_estimate shards
         patch_mixer""",
     2: """localisation localisation_scores selection detection pretraining curriculum
-        finetuning finetuning_step evaluation judges judge_data judge_networks judge_scores
-        xrayvision backbone_training
+        finetuning finetuning_step decoder_recipe evaluation judges judge_data judge_networks
+        judge_scores xrayvision backbone_training
         autoencoder_training denoiser_training grounding report_supervision report_tokenizer
         sample_cache held_out decoder_scores encoded_images diffusion_finetuning diffusion_step
         keys key_detection detection_table localised_training

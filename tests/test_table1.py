@@ -170,7 +170,8 @@ def test_recipes_are_commands_that_the_parsers_accept(models, capsys, monkeypatc
     assert made["cache_chest_literal"].endswith("--scale literal --out B/cache_chest_literal")
     published = "--attacks none flip crop resize jpeg crop resize jpeg"
     assert published in made["extractor_published"]
-    assert "--preservation 62400" in made["medsign_literal_chest"]
+    assert "--preservation 62400" in made["medsign_literal_chest_first"]
+    assert "--start B/medsign_literal_chest_first/decoder" in made["medsign_literal_chest"]
 
     class Parsed(Exception):
         pass
