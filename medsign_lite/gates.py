@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, required=True, help="manifest of held-out phantoms")
     parser.add_argument("--weights", type=Path, default=BUNDLED.parent)
-    parser.add_argument("--images", type=int, help="per modality; default 100, or 500 to record")
+    parser.add_argument("--images", type=int, help="per modality; default 200, or 500 to record")
     parser.add_argument("--seed", type=int, help="default 1, or 0 to record")
     parser.add_argument("--steps", type=int, default=25, help="of the sampler")
     parser.add_argument("--work", type=Path, help="generated samples and finished parts")
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sample = Sample(
         data=options.data,
         weights=options.weights,
-        images=options.images or (500 if options.record else 100),
+        images=options.images or (500 if options.record else 200),
         seed=options.seed if options.seed is not None else (0 if options.record else 1),
         steps=options.steps,
         work=options.work or ROOT / "build" / "gates" / ("recorded" if options.record else "fresh"),
