@@ -26,6 +26,7 @@ from medsign_lite.latent_diffusion import LatentDecoder, copy_decoder, decode, e
 from medsign_lite.losses import chest_weights
 from medsign_lite.messages import random_message
 from medsign_lite.perceptual import perceptual_loss
+from medsign_lite.pretraining import CHOICES
 from medsign_lite.pretraining import fit as fit_extractor
 from medsign_lite.processor import tune_processor
 from medsign_lite.results import record_result
@@ -78,8 +79,11 @@ def run(
     train = read_image_stack(manifest, size=size, split="train", limit=limit)
     test = read_image_stack(manifest, size=size, split="test", limit=limit)
     if not (work / "extractor" / "extractor").is_dir():
+        # The bundled one's network: it learns from few images, HiDDeN's needs a million.
+        config, curriculum, learning_rate = CHOICES["spectral"]
         fit_extractor(
-            train, work / "extractor", held_out=min(32, len(train) // 4), seed=seed,
+            train, work / "extractor", config=config(), curriculum=curriculum,
+            learning_rate=learning_rate, held_out=min(32, len(train) // 4), seed=seed,
             **extractor_budget,
         )  # fmt: skip
     extractor = load_extractor(work / "extractor" / "extractor")
@@ -121,7 +125,9 @@ def main() -> None:
     }
     values = run(options.data, options.work, **budgets)
     record_result(
-        options.output, values, {**budgets, "size": 256, "autoencoder": "AutoencoderTiny"}
+        options.output,
+        values,
+        {**budgets, "size": 256, "autoencoder": "AutoencoderTiny", "network": "spectral"},
     )
     for row in values["attacks"]:
         print(f"{row['attack']:<12} bit accuracy {row['bit_accuracy']:.3f}")
