@@ -112,8 +112,8 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("build/real_radiographs"))
-    parser.add_argument("--extractor-minutes", type=float, default=25)
-    parser.add_argument("--decoder-minutes", type=float, default=15)
+    parser.add_argument("--extractor-minutes", type=float, default=8)
+    parser.add_argument("--decoder-minutes", type=float, default=14)
     parser.add_argument("--output", type=Path, default=Path("results/real_radiographs.json"))
     options = parser.parse_args()
     if not (options.data / "cxr").is_dir() or not (options.data / "taesd").is_dir():
