@@ -3,6 +3,7 @@
 All are ordinary diffusers and transformers classes; only their sizes are ours.
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -102,4 +103,16 @@ def save_pipeline(
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(folder)
+    read_as_float32(folder)
     return pipeline.to(torch.float32)
+
+
+def read_as_float32(folder: str | Path) -> None:
+    """Have the text encoder of a written pipeline read into float32, as the other networks are.
+
+    transformers reads weights in the precision that the configuration names, diffusers in float32:
+    a pipeline written in half precision would come back in both, and could not run.
+    """
+    path = Path(folder) / "text_encoder" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from medsign_lite.averaging import update_average
 from medsign_lite.budgets import Budget, log_row
+from medsign_lite.bundled_networks import read_as_float32
 from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.diffusion_step import diffusion_step, training_scheduler
@@ -200,6 +201,7 @@ def _save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, *, half: boo
     for network in networks if half else ():
         network.half()
     pipeline.save_pretrained(temporary)
+    read_as_float32(temporary)
     for network in networks:
         network.float()
     shutil.rmtree(folder, ignore_errors=True)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import nn
 
@@ -104,6 +104,8 @@ def test_half_precision_is_half_the_file(tmp_path):
         out = tmp_path / str(half)
         options = OPTIONS | {"steps": 1, "half": half}
         finished = fit_diffusion(pipeline_of(), latents_of(), REPORTS, out, **options)
+        plain = StableDiffusionPipeline.from_pretrained(out / "pipeline")
+        assert plain.text_encoder.dtype == plain.unet.dtype == torch.float32
         pipeline = load_pipeline(out / "pipeline")
         for name, weight in finished.unet.state_dict().items():
             assert torch.equal(weight, pipeline.unet.state_dict()[name])
