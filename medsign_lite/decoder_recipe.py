@@ -2,8 +2,8 @@
 
 The first part gets the message in under attack, from the original decoder. The last goes on at a
 small rate and buys back the finding and the image with what is read too well: preservation weighs
-hundreds of times as much as in the paper, and the factor of all image losses may fall so low that
-the bits stay in.
+a hundred to 750 times as much as in the paper, and the factor of all image losses may fall so low
+that the bits stay in.
 """
 
 from medsign_lite.finetuning import PRESETS

@@ -1,10 +1,10 @@
-"""The recorded figures of the gates as Markdown tables, and the README's copy of them.
+"""The recorded figures of the gates as Markdown tables, also in the README and the model card.
 
     python -m medsign_lite.gate_tables                     # print
     python -m medsign_lite.gate_tables --write README.md   # and put them between the marks
 
-A figure in prose grows old unnoticed. So the README holds none but these, and a test compares them
-with `results/`.
+A figure in prose grows old unnoticed. So these stand there whole, and a test compares them with
+`results/`.
 """
 
 import argparse

@@ -102,13 +102,15 @@ def load_method(
 
     Raises:
         ValueError: for another key, or weights that are not of this pipeline.
-        FileNotFoundError: if weights are missing, naming the command that trains them.
+        FileNotFoundError: if weights are missing, naming the commands that train them.
     """
 
     def found(folder: str, part: str) -> Path:
         path = baselines / folder / part
         if not path.is_dir():
-            command = recipes(modality, weights=weights, baselines=baselines)[folder]
+            made = recipes(modality, weights=weights, baselines=baselines)
+            steps = [made[name] for name in (f"{folder}_first", folder) if name in made]
+            command = "\n    ".join(steps)
             raise FileNotFoundError(
                 f"row {key}: no weights at {path}; train them with\n    {command}"
             )

@@ -154,7 +154,11 @@ def test_every_row_is_loaded_from_its_folders(models, row, monkeypatch):
         ("wam-kind", "medsign_lite.localised_training --data MANIFEST"),
         ("stable-signature", "--attack-strength 0 .*--out .*stable_signature_chest"),
         ("stable-signature-published", "--out .*stable_signature_published_chest"),
-        ("medsign-literal", "cache_chest_literal .*--out .*medsign_literal_chest"),
+        (
+            "medsign-literal",  # in two parts, in their order
+            "cache_chest_literal .*--out .*medsign_literal_chest_first\n"
+            ".*--start .*medsign_literal_chest_first/decoder .*--out .*medsign_literal_chest",
+        ),
     ],
 )
 def test_missing_weights_name_the_command_that_trains_them(run, tmp_path, row, command):
