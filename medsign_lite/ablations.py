@@ -44,8 +44,11 @@ from medsign_lite.sample_cache import choose_records
 
 BASE = "sharp"  # the kind of map of the shipped decoders, which the controls are made from
 # Of the recipe: what the configuration of a decoder says and `fit` takes.
-_TAKEN = ("attack_names", "temperature", "read_well", "first_quality", "last_quality",
-          "quality_growth", "batch_size", "average")  # fmt: skip
+_TAKEN = (
+    *("optimiser", "batch_size", "reads", "attack_names", "temperature", "read_well"),
+    *("first_quality", "last_quality", "quality_growth", "average"),
+)
+_BEFORE = {"optimiser": "adamw", "reads": 1}  # of decoders that were made before it was a choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,7 @@ def recipe_of(config: Mapping) -> dict:
     Raises:
         ValueError: if the configuration lacks one of them.
     """
+    config = _BEFORE | dict(config)
     if missing := [name for name in (*_TAKEN, "weights", "perceptual") if name not in config]:
         raise ValueError(f"the decoder's configuration does not say {', '.join(missing)}")
     return {name: config[name] for name in _TAKEN} | {

@@ -39,6 +39,7 @@ from medsign_lite.messages import (
     message_to_string,
     random_message,
 )
+from medsign_lite.optimisers import OPTIMISERS, decoder_optimiser
 from medsign_lite.perceptual import perceptual_loss
 from medsign_lite.precision import PRECISIONS
 from medsign_lite.processes import Processes
@@ -63,12 +64,14 @@ def fit(
     minutes: float | None = None,
     steps: int | None = None,
     batch_size: int = 8,
+    optimiser: str = "adamw",
     learning_rate: float = 5e-4,
     first_quality: float = 0.3,
     last_quality: float = 8.0,
     quality_growth: float = 0.02,
     read_well: float = 0.95,
     attack_strength: float = 1.0,
+    reads: int = 1,
     attack_names: Sequence[str] = tuple(PAPER_ATTACKS),
     temperature: float = 1.0,
     average: float = 0.998,
@@ -91,6 +94,7 @@ def fit(
             bit accuracy is at least `read_well`, and divides it by as much (down to the first)
             while it is not.
         attack_strength: of the random attacks, reached after a tenth of the budget.
+        reads: of each image in a step, each under an attack of its own.
         attack_names: of the random attacks; one named twice is drawn twice as often.
         average: decay of the running average of the weights, which is what is returned and saved.
         details: recorded with the decoder, for example the pipeline's name.
@@ -117,20 +121,21 @@ def fit(
     extractor.eval().requires_grad_(False)
     decoder.train().requires_grad_(True).to(memory_format=torch.channels_last)
     averaged = copy.deepcopy(decoder).requires_grad_(False)
-    optimiser = torch.optim.AdamW(decoder.parameters(), lr=learning_rate, weight_decay=0.0)
+    optimising = decoder_optimiser(decoder, optimiser, learning_rate=learning_rate)
     generator = torch.Generator().manual_seed(seed)
     train, test = cache.split(len(cache) - held_out)
     quality, accuracy = first_quality, 0.5
     settings = plain_settings(
         message=message_to_string(message.cpu()), weights=asdict(weights), seed=seed,
-        perceptual=perceptual.name, batch_size=batch_size, learning_rate=learning_rate,
+        perceptual=perceptual.name, batch_size=batch_size, optimiser=optimiser,
+        learning_rate=learning_rate,
         first_quality=first_quality, last_quality=last_quality, quality_growth=quality_growth,
-        attack_strength=attack_strength, attack_names=list(attack_names),
+        attack_strength=attack_strength, reads=reads, attack_names=list(attack_names),
         temperature=temperature, read_well=read_well,
         average=average, entries=len(cache), held_out=held_out,
     )  # fmt: skip
     if saved := load_training_state(out / "training.pt", settings=settings):
-        for name, part in (("decoder", decoder), ("averaged", averaged), ("optimiser", optimiser)):
+        for name, part in (("decoder", decoder), ("averaged", averaged), ("optimiser", optimising)):
             part.load_state_dict(saved[name])
         generator.set_state(saved["generator"])
         quality, accuracy = saved["quality"], saved["accuracy"]
@@ -141,7 +146,7 @@ def fit(
             return
         save_training_state(out / "training.pt", {
             "settings": settings, "decoder": decoder.state_dict(),
-            "averaged": averaged.state_dict(), "optimiser": optimiser.state_dict(),
+            "averaged": averaged.state_dict(), "optimiser": optimising.state_dict(),
             "generator": generator.get_state(), "quality": quality, "accuracy": accuracy,
             "budget": budget.state(),
         })  # fmt: skip
@@ -149,15 +154,15 @@ def fit(
     bar = tqdm(total=100, disable=not sys.stderr.isatty(), unit="%", desc="decoder")
     last_log = last_save = time.monotonic()
     while (progress := processes.agree(budget.progress)) < 1:
-        for group in optimiser.param_groups:
+        for group in optimising.param_groups:
             group["lr"] = learning_rate * learning_rate_factor(progress)
         chosen = torch.randint(0, len(train), (batch_size,), generator=generator)
         original, latents, maps = train.batch(processes.part(chosen), device)
         values = finetune_step(
-            decoder, original, latents, maps, message, extractor, weights, optimiser=optimiser,
+            decoder, original, latents, maps, message, extractor, weights, optimiser=optimising,
             perceptual=perceptual, quality=quality, temperature=temperature, precision=precision,
-            attack_strength=attack_strength * min(1.0, 10 * progress), attack_names=attack_names,
-            generator=generator, processes=processes,
+            attack_strength=attack_strength * min(1.0, 10 * progress), reads=reads,
+            attack_names=attack_names, generator=generator, processes=processes,
         )  # fmt: skip
         values = processes.mean(values)
         accuracy += 0.1 * (values["bit_accuracy"] - accuracy)
@@ -206,7 +211,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="training time in all")
     parser.add_argument("--steps", type=int, help="instead of a time")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--optimiser", default="adamw", choices=OPTIMISERS)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--temperature", type=float, default=1.0, help=(
+        "of the message loss: below 1, smaller logits will do"))  # fmt: skip
     parser.add_argument("--read-well", type=float, default=0.95, help="accuracy to keep")
     parser.add_argument("--first-quality", type=float, default=0.3, help=(
         "factor of the image losses that it starts from and never goes below"))  # fmt: skip
@@ -214,6 +222,8 @@ def main(arguments: list[str] | None = None) -> None:
         "drawn from while training; one named twice is drawn twice as often"))  # fmt: skip
     parser.add_argument("--attack-strength", type=float, default=1.0, help=(
         "of the attacks, 0 to 1; at 0 there is nothing between decoder and extractor"))  # fmt: skip
+    parser.add_argument("--reads", type=int, default=1, help=(
+        "of each image in a step, each under an attack of its own"))  # fmt: skip
     parser.add_argument("--total-variation", type=float, help="another weight of that loss")
     parser.add_argument("--preservation", type=float, help="another weight of that loss")
     parser.add_argument("--perceptual-weights", help="published Watson-VGG .pth; else a stand-in")
@@ -250,9 +260,10 @@ def main(arguments: list[str] | None = None) -> None:
             options.perceptual_weights, masking=options.masking, structure=options.structure
         ),
         minutes=options.minutes, steps=options.steps, batch_size=options.batch_size,
-        learning_rate=options.learning_rate, read_well=options.read_well,
+        optimiser=options.optimiser, learning_rate=options.learning_rate,
+        temperature=options.temperature, read_well=options.read_well,
         first_quality=options.first_quality, attack_strength=options.attack_strength,
-        attack_names=options.attacks, seed=options.seed,
+        reads=options.reads, attack_names=options.attacks, seed=options.seed,
         precision=options.precision, details=details,
     )  # fmt: skip
 

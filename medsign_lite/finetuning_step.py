@@ -50,6 +50,7 @@ def finetune_step(
     quality: float = 1.0,
     attack_strength: float = 0.0,
     attacks: int = 4,
+    reads: int = 1,
     attack_names: Sequence[str] = tuple(PAPER_ATTACKS),
     temperature: float = 1.0,
     precision: str = "auto",
@@ -67,6 +68,8 @@ def finetune_step(
         quality: factor of the three losses that are not the message's.
         attack_strength: 0 reads the image as it is; above, each of `attacks` parts of the batch
             meets one random attack.
+        reads: how often each image is read, under an attack of its own each time. An extractor's
+            pass costs little beside a decoder's, and which attacks were drawn matters less.
         attack_names: what to draw from (see `random_attack`); one named twice is drawn twice as
             often.
         processes: that the batch is shared by; this one gets its rows of it and of the results.
@@ -77,8 +80,8 @@ def finetune_step(
     with mixed_precision(latents.device, precision):
         image = decoder(latents).float()
         logits = read_under_attack(
-            extractor, image, strength=attack_strength, parts=attacks, names=attack_names,
-            generator=generator, processes=processes,
+            extractor, image.repeat_interleave(reads, dim=0), strength=attack_strength,
+            parts=attacks * reads, names=attack_names, generator=generator, processes=processes,
         )  # fmt: skip
     seen = as_seen(image, original)
     losses = {

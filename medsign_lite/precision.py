@@ -10,8 +10,9 @@ def mixed_precision(device: str | torch.device, precision: str = "auto") -> torc
 
     Args:
         device: where the forward pass runs.
-        precision: "auto" takes bfloat16 on CUDA devices and on CPUs with bfloat16 instructions,
-            where convolutions run about four times faster than in float32 (with AMX).
+        precision: "auto" takes bfloat16 on CUDA devices and on CPUs with matrix instructions for it
+            (AMX), where convolutions run about four times faster than in float32. CPUs that have
+            it in their vector instructions alone are slower in it.
 
     Raises:
         ValueError: for an unknown precision.
@@ -22,7 +23,7 @@ def mixed_precision(device: str | torch.device, precision: str = "auto") -> torc
     if precision == "auto":
         fast = {
             "cuda": lambda: torch.cuda.is_bf16_supported(),
-            "cpu": lambda: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+            "cpu": torch.cpu._is_amx_tile_supported,
         }.get(device.type, lambda: False)()
     else:
         fast = precision == "bfloat16"

@@ -88,6 +88,9 @@ STEPS = {step.name: step for step in (
          output="paper_figures.json"),
     Step(command="benchmarks.attention --output RESULTS/attention_benchmark.json",
          output="attention_benchmark.json", parts=()),
+    Step(command="benchmarks.optimisers --cache build/weights/cache_chest "
+         "--output RESULTS/optimisers.json", output="optimisers.json", parts=(),
+         needs=("build/weights/cache_chest",)),
     Step(command=f"benchmarks.real_radiographs --data {REAL} "
          "--output RESULTS/real_radiographs.json", output="real_radiographs.json", parts=(),
          needs=(f"{REAL}/cxr", f"{REAL}/taesd")),

@@ -64,9 +64,9 @@ RECIPES = {  # by the folder that each one fills
     "stable_signature_{m}": f"{_FINETUNING} --cache {{b}}/cache_{{m}} --extractor {{w}}/extractor "
     f"{_PLAIN}",
     # As the shipped decoders are made, but for the map.
-    "medsign_literal_{m}_first": f"{_LITERAL} {{first}} --minutes 60",
+    "medsign_literal_{m}_first": f"{_LITERAL} {{first}} --minutes 75",
     "medsign_literal_{m}": f"{_LITERAL} --start {{b}}/medsign_literal_{{m}}_first/decoder {{last}} "
-    "--minutes 60",
+    "--minutes 24",
 }
 
 

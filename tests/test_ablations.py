@@ -17,6 +17,7 @@ from medsign_lite.sample_cache import sample_with_maps
 RECIPE = {
     "weights": {"image": 1.0, "message": 2.0, "total_variation": 3.0, "preservation": 4.0},
     "perceptual": "masked-pyramid-0", "attack_names": ["none", "jpeg"], "temperature": 1.0,
+    "optimiser": "adamw", "reads": 1,
     "read_well": 0.9, "first_quality": 0.3, "last_quality": 8.0, "quality_growth": 0.02,
     "batch_size": 2, "average": 0.5,
 }  # fmt: skip
@@ -83,6 +84,8 @@ def test_recipe_is_that_of_a_decoder_and_must_be_whole():
     recipe = recipe_of(RECIPE)
     assert recipe["weights"].preservation == 4 and recipe["perceptual"].name == "masked-pyramid-0"
     assert recipe["attack_names"] == ["none", "jpeg"]
+    earlier = {name: value for name, value in RECIPE.items() if name not in ("optimiser", "reads")}
+    assert recipe_of(earlier)["optimiser"] == "adamw" and recipe_of(earlier)["reads"] == 1
     lacking = {name: value for name, value in RECIPE.items() if name != "read_well"}
     with pytest.raises(ValueError, match="does not say read_well"):
         recipe_of(lacking)

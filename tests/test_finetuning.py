@@ -13,6 +13,7 @@ from medsign_lite.latent_cache import LatentCache, write_latent_cache
 from medsign_lite.latent_diffusion import copy_decoder, decode, load_decoder
 from medsign_lite.losses import LossWeights, chest_weights
 from medsign_lite.messages import random_message
+from medsign_lite.optimisers import OPTIMISERS
 from medsign_lite.perceptual import perceptual_loss
 from tests.tiny_pipeline import tiny_pipeline
 
@@ -76,6 +77,24 @@ def test_finetune_step_writes_the_message_and_moves_nothing_else():
     after = {**vae.state_dict(), **extractor.state_dict()}
     assert all(torch.equal(kept[name], after[name]) for name in kept)
     assert all(p.grad is None for p in extractor.parameters())
+
+
+def test_finetune_step_reads_each_image_as_often_as_asked(monkeypatch):
+    vae, seen = tiny_vae(), []
+
+    def reading(extractor, image, *, parts, **options):
+        seen.append((image.detach(), parts))
+        return extractor(image)
+
+    monkeypatch.setattr("medsign_lite.finetuning_step.read_under_attack", reading)
+    losses = [
+        run(copy_decoder(vae), tiny_extractor(), tiny_cache(vae), 1, reads=reads, attacks=2)[0]
+        for reads in (1, 3)
+    ]
+    (once, parts), (thrice, more) = seen
+    assert (parts, more) == (2, 6)  # as many attacks to a read
+    assert torch.equal(thrice, once.repeat_interleave(3, dim=0))  # one image's reads side by side
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # the same attack: the same mean
 
 
 def test_finetune_step_first_losses_are_those_of_the_original():
@@ -144,13 +163,14 @@ def test_evaluate_counts_no_finding_where_there_is_none():
 SETTINGS = {"perceptual": perceptual_loss(), "batch_size": 4, "held_out": 4, "precision": "float32"}
 
 
-def test_fit_resumed_after_a_kill_equals_fit_in_one_go(tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_fit_resumed_after_a_kill_equals_fit_in_one_go(tmp_path, monkeypatch, optimiser):
     vae, extractor = tiny_vae(), tiny_extractor()
     cache = tiny_cache(vae)
 
     def go(name):
         return fit(copy_decoder(vae), cache, MESSAGE, extractor, WEIGHTS, tmp_path / name,
-                   steps=6, save_seconds=0, **SETTINGS)  # fmt: skip
+                   steps=6, save_seconds=0, optimiser=optimiser, **SETTINGS)  # fmt: skip
 
     whole = go("whole")
     calls = []

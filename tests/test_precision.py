@@ -16,9 +16,7 @@ def test_mixed_precision_decides_what_a_convolution_computes_in(precision, dtype
 
 def test_mixed_precision_is_automatic_only_where_the_processor_has_the_instructions(monkeypatch):
     for supported in (True, False):
-        monkeypatch.setattr(
-            torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda value=supported: value
-        )
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda value=supported: value)
         with mixed_precision("cpu"):
             assert torch.is_autocast_enabled("cpu") == supported
 
