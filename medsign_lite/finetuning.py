@@ -89,6 +89,7 @@ def fit(
         cache: its last `held_out` entries are never trained on.
         message: (K,) in {0, 1}.
         extractor: frozen here and left in evaluation mode.
+        optimiser: "adamw" or "muon" (see `optimisers.py`).
         first_quality, last_quality, quality_growth: the factor of the image losses. It starts at
             the first; every step multiplies it by 1 + growth (up to the last) while the smoothed
             bit accuracy is at least `read_well`, and divides it by as much (down to the first)
@@ -103,14 +104,16 @@ def fit(
         The decoder with averaged weights, in evaluation mode; also saved as `out`/decoder.
 
     Raises:
-        ValueError: for a message of the wrong length, too few entries, or not exactly one of
-            minutes and steps.
+        ValueError: for a message of the wrong length, too few entries, no read, an unknown
+            optimiser, or not exactly one of minutes and steps.
     """
     if message.ndim != 1:
         raise ValueError(f"expected one message (K,) per decoder, got {tuple(message.shape)}")
     check_message(message, extractor.config.bits)
     if len(cache) <= held_out:
         raise ValueError(f"{held_out} entries are held out, the cache holds only {len(cache)}")
+    if reads < 1:
+        raise ValueError(f"reads: expected at least 1 of each image in a step, got {reads}")
     budget = Budget(minutes=minutes, steps=steps)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

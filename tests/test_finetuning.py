@@ -233,6 +233,14 @@ def test_fit_refuses_a_bad_message_before_any_work(tmp_path, message, error):
     assert not list(tmp_path.iterdir())
 
 
+def test_fit_refuses_no_read(tmp_path):
+    vae = tiny_vae()
+    with pytest.raises(ValueError, match="reads: expected at least 1 .* got 0"):
+        fit(copy_decoder(vae), tiny_cache(vae), MESSAGE, tiny_extractor(), WEIGHTS, tmp_path,
+            steps=1, reads=0, **SETTINGS)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
 def test_fit_refuses_another_message_in_the_same_folder(tmp_path):
     vae, extractor = tiny_vae(), tiny_extractor()
     cache = tiny_cache(vae)
