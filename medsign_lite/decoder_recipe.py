@@ -1,12 +1,14 @@
-"""How MedSign's decoders are made: options of `medsign_lite.finetuning`, in two parts.
+"""How `make weights` makes MedSign's decoders: options of `medsign_lite.finetuning`, in two parts.
 
 The first part starts from the original decoder. The factor of all image losses begins so low that
 the message gets in, and grows as soon as nearly all bits are read under attack. The last part goes
 on from there at a third of the rate, with each image read under four attacks in a step, and buys
 back image quality. Preservation weighs a hundred (chest) and hundreds of times (fundus) as much as
 in the paper: less of it shrinks the mark alike everywhere. One minus SSIM (`--structure`) is kept
-small beside the squared errors: it counts no window for more than 1, and with twice the weight the
-mark became a speckle in few places.
+small beside the squared errors: it is bounded however much a window is spoilt. In a run with twice
+the weight the mark gathered in few places, which may have been the reason.
+
+The shipped decoders are older and were made otherwise: the model card says how.
 """
 
 _SHARED = (

@@ -63,7 +63,8 @@ RECIPES = {  # by the folder that each one fills
     f"--extractor {{b}}/extractor_published/extractor {_PLAIN}",
     "stable_signature_{m}": f"{_FINETUNING} --cache {{b}}/cache_{{m}} --extractor {{w}}/extractor "
     f"{_PLAIN}",
-    # As the shipped decoders are made, but for the map.
+    # As `make weights` makes decoders, but for the map. The shipped ones are older: for a fair pair
+    # of rows the sharp one has to be trained by this recipe as well.
     "medsign_literal_{m}_first": f"{_LITERAL} {{first}} --minutes 75",
     "medsign_literal_{m}": f"{_LITERAL} --start {{b}}/medsign_literal_{{m}}_first/decoder {{last}} "
     "--minutes 24",
