@@ -121,8 +121,11 @@ def main() -> None:
     tune_processor()
     budgets = {
         "extractor_budget": {"minutes": options.extractor_minutes},
-        "decoder_budget": {"minutes": options.decoder_minutes, "batch_size": 4},
-    }
+        "decoder_budget": {
+            "minutes": options.decoder_minutes, "batch_size": 4, "reads": 4, "optimiser": "muon",
+            "learning_rate": 1e-3, "temperature": 0.7,
+        },
+    }  # fmt: skip
     values = run(options.data, options.work, **budgets)
     record_result(
         options.output,

@@ -38,10 +38,8 @@ MINUTES = {
         "classifier_mixer": 25,
         "segmenter": 20,
         "extractor": 60,
-        "decoder_chest_first": 75,
-        "decoder_chest": 24,
-        "decoder_fundus_first": 75,
-        "decoder_fundus": 24,
+        "decoder_chest": decoder_recipe.MINUTES["chest"],
+        "decoder_fundus": decoder_recipe.MINUTES["fundus"],
     },
     "cuda": {
         "autoencoder": 4,
@@ -50,10 +48,8 @@ MINUTES = {
         "classifier_mixer": 1,
         "segmenter": 1,
         "extractor": 6,
-        "decoder_chest_first": 2,
-        "decoder_chest": 2,
-        "decoder_fundus_first": 2,
-        "decoder_fundus": 2,
+        "decoder_chest": 4,
+        "decoder_fundus": 4,
     },
 }
 SAMPLES = 1504  # generated images each decoder is fine-tuned on
@@ -111,22 +107,14 @@ def stages(
         options += ("--pipeline", weights / "pipeline", *MAPS)
         run(sample_cache, f"cache_{modality}", *options)
 
-    def part(name: str, modality: str, *options: str | Path) -> None:
+    def decoder(modality: str) -> None:
         run(
             finetuning,
-            name,
+            f"decoder_{modality}",
             *("--cache", work / f"cache_{modality}", "--extractor", weights / "extractor"),
             *("--pipeline", weights / "pipeline", "--modality", modality),
-            *options,
+            *("--message", MESSAGES[modality], *decoder_recipe.recipe(modality)),
         )
-
-    def first_part(modality: str) -> None:
-        options = ("--message", MESSAGES[modality], *decoder_recipe.first_part(modality))
-        part(f"decoder_{modality}_first", modality, *options)
-
-    def decoder(modality: str) -> None:
-        start = work / f"decoder_{modality}_first" / "decoder"
-        part(f"decoder_{modality}", modality, "--start", start, *decoder_recipe.last_part(modality))
         publish(work / f"decoder_{modality}" / "decoder", f"decoder_{modality}")
 
     def keys() -> None:
@@ -141,9 +129,7 @@ def stages(
         "extractor": (weights / "extractor", extractor),
         "cache_chest": (work / "cache_chest" / "cache.safetensors", lambda: cache("chest")),
         "cache_fundus": (work / "cache_fundus" / "cache.safetensors", lambda: cache("fundus")),
-        "decoder_chest_first": (work / "decoder_chest_first", lambda: first_part("chest")),
         "decoder_chest": (weights / "decoder_chest", lambda: decoder("chest")),
-        "decoder_fundus_first": (work / "decoder_fundus_first", lambda: first_part("fundus")),
         "decoder_fundus": (weights / "decoder_fundus", lambda: decoder("fundus")),
         "keys": (weights / SHIPPED.name, keys),
     }

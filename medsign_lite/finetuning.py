@@ -234,6 +234,8 @@ def main(arguments: list[str] | None = None) -> None:
         "of the stand-in: from 0, an error weighs the same everywhere, to 1"))  # fmt: skip
     parser.add_argument("--structure", type=float, default=0.0, help=(
         "weight of one minus SSIM, added to the perceptual loss"))  # fmt: skip
+    parser.add_argument("--evenness", type=float, default=0.0, help=(
+        "weight of the worst windows' error and of colour, added to the perceptual loss"))  # fmt: skip
     parser.add_argument("--mirrored", action="store_true", help=(
         "train with every entry mirrored left to right and upside down as well"))  # fmt: skip
     parser.add_argument("--limit", type=int, help="entries of the cache to use at most")
@@ -260,7 +262,8 @@ def main(arguments: list[str] | None = None) -> None:
     fit(
         decoder, cache, message, extractor, weights, options.out,
         perceptual=perceptual_loss(
-            options.perceptual_weights, masking=options.masking, structure=options.structure
+            options.perceptual_weights, masking=options.masking, structure=options.structure,
+            evenness=options.evenness,
         ),
         minutes=options.minutes, steps=options.steps, batch_size=options.batch_size,
         optimiser=options.optimiser, learning_rate=options.learning_rate,

@@ -81,15 +81,17 @@ RECORDED_GATES = [
 
 
 def measure(sample: Sample, names: Iterable[str], *, keep: Path | None = None) -> dict[str, dict]:
-    """Run measurements by name; with `keep`, each finished one is kept there and not repeated."""
+    """Run measurements by name; with `keep`, each finished one is kept there and not repeated,
+    under the name of the weights it is of: others are measured anew."""
     figures = {}
     for name in dict.fromkeys(names):
         if keep is None:
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
             figures[name] = MEASUREMENTS[name](sample)
         else:
+            config = sample.config(name)
             figures[name] = kept(
-                keep / f"{name}.json", sample.config(name),
+                keep / f"{name}-{config['weights'] or 'any'}.json", config,
                 lambda name=name: MEASUREMENTS[name](sample),
             )  # fmt: skip
     return figures

@@ -160,8 +160,39 @@ class WithStructure(nn.Module):
         return loss + self.weight * (1 - ssim(image, reference, data_range=1.0).mean())
 
 
+class WithEvenness(nn.Module):
+    """A perceptual loss plus `weight` times the root mean square, over windows, of their error.
+
+    A window's error is the mean of its squared differences, in units of a just visible one (.01
+    squared), and colour counts four times: a radiograph has none. Where the mark is spread evenly
+    this is its mean squared error. A speckle raises it far more than it raises that mean, and
+    SSIM, which is bounded, hardly sees it.
+    """
+
+    def __init__(self, loss: nn.Module, weight: float):
+        super().__init__()
+        if not 0 < weight < math.inf:
+            raise ValueError(f"evenness: expected a weight above 0, got {weight}")
+        self.loss, self.weight = loss, weight
+        self.name = f"{loss.name}+even-{weight:g}"
+
+    def forward(self, image: Tensor, reference: Tensor) -> Tensor:
+        """image, reference: (B, 3, H, W) in [0, 1], H and W at least 16, to a scalar."""
+        loss = self.loss(image, reference)
+        difference = (image - reference) / 0.01
+        colour = difference - difference.mean(dim=1, keepdim=True)
+        squared = (difference.square() + 3 * colour.square()).mean(dim=1)
+        windows = F.avg_pool2d(squared, 8, stride=4)  # (B, h, w), half over one another
+        spread = (windows.square().mean(dim=(1, 2)) + _SMALL).sqrt()
+        return loss + self.weight * spread.mean()
+
+
 def perceptual_loss(
-    weights: str | Path | None = None, *, masking: float = 0.7, structure: float = 0.0
+    weights: str | Path | None = None,
+    *,
+    masking: float = 0.7,
+    structure: float = 0.0,
+    evenness: float = 0.0,
 ) -> nn.Module:
     """Watson-VGG with its published weights, or the stand-in if `weights` is None.
 
@@ -171,34 +202,39 @@ def perceptual_loss(
         weights: the published .pth file.
         masking: of the stand-in.
         structure: above 0, the weight of one minus SSIM, which is added to either.
+        evenness: above 0, the weight of `WithEvenness`, which is added to either.
 
     Raises:
         FileNotFoundError: if the file is named but absent: nothing else stands in for it then.
         ValueError: if it is not a state dict, or not that of Watson-VGG.
     """
     if weights is None:
-        return _with_structure(MaskedPyramid(masking=masking), structure)
+        return _with(MaskedPyramid(masking=masking), structure, evenness)
     state = read_plain_tensors(weights)
     loss = WatsonVGG()
     load_strictly(loss, state, name=f"Watson-VGG in {Path(weights).name}")
-    return _with_structure(loss.eval(), structure)
+    return _with(loss.eval(), structure, evenness)
 
 
 def perceptual_of(name: str, weights: str | Path | None = None) -> nn.Module:
     """The loss that calls itself `name`, as a decoder's configuration records it.
 
     Args:
-        name: such as "masked-pyramid-0+ssim-6".
+        name: such as "masked-pyramid-0+ssim-6+even-0.5".
         weights: the published file, for "watson-vgg".
 
     Raises:
         ValueError: if no loss has that name, or Watson-VGG is named without its file.
     """
-    found = re.fullmatch(r"(masked-pyramid|watson-vgg)(?:-([\d.]+))?(?:\+ssim-([\d.e+-]+))?", name)
+    found = re.fullmatch(
+        r"(masked-pyramid|watson-vgg)(?:-([\d.]+))?(?:\+ssim-([\d.e+-]+?))?(?:\+even-([\d.e+-]+))?",
+        name,
+    )
     if found and (found[1] == "masked-pyramid" or (weights is not None and not found[2])):
         loss = perceptual_loss(
             weights if found[1] == "watson-vgg" else None,
             masking=float(found[2] or 0.7), structure=float(found[3] or 0),
+            evenness=float(found[4] or 0),
         )  # fmt: skip
         if loss.name == name:
             return loss
@@ -207,8 +243,9 @@ def perceptual_of(name: str, weights: str | Path | None = None) -> nn.Module:
     )
 
 
-def _with_structure(loss: nn.Module, weight: float) -> nn.Module:
-    return WithStructure(loss, weight) if weight else loss
+def _with(loss: nn.Module, structure: float, evenness: float) -> nn.Module:
+    loss = WithStructure(loss, structure) if structure else loss
+    return WithEvenness(loss, evenness) if evenness else loss
 
 
 def _check_pair(image: Tensor, reference: Tensor, *, minimum: int) -> None:

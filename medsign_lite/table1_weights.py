@@ -17,7 +17,7 @@ from pathlib import Path
 
 from medsign_lite.attacks import STABLE_SIGNATURE_ATTACKS
 from medsign_lite.backbone import load_backbone
-from medsign_lite.decoder_recipe import first_part, last_part
+from medsign_lite.decoder_recipe import MINUTES, recipe
 from medsign_lite.extractor import load_extractor
 from medsign_lite.finetuning import PRESETS
 from medsign_lite.latent_diffusion import Autoencoder, load_decoder
@@ -51,7 +51,6 @@ _SAMPLES = (
     "python -m medsign_lite.sample_cache --data MANIFEST --pipeline {w}/pipeline --modality {m} "
     "--count 1504"
 )
-_LITERAL = f"{_FINETUNING} --cache {{b}}/cache_{{m}}_literal --extractor {{w}}/extractor"
 RECIPES = {  # by the folder that each one fills
     "ssl_watermark": "python -m medsign_lite.backbone_training --data MANIFEST --minutes 60",
     "wam_kind": "python -m medsign_lite.localised_training --data MANIFEST --minutes 120",
@@ -63,11 +62,9 @@ RECIPES = {  # by the folder that each one fills
     f"--extractor {{b}}/extractor_published/extractor {_PLAIN}",
     "stable_signature_{m}": f"{_FINETUNING} --cache {{b}}/cache_{{m}} --extractor {{w}}/extractor "
     f"{_PLAIN}",
-    # As `make weights` makes decoders, but for the map. The shipped ones are older: for a fair pair
-    # of rows the sharp one has to be trained by this recipe as well.
-    "medsign_literal_{m}_first": f"{_LITERAL} {{first}} --minutes 75",
-    "medsign_literal_{m}": f"{_LITERAL} --start {{b}}/medsign_literal_{{m}}_first/decoder {{last}} "
-    "--minutes 24",
+    # As `make weights` makes decoders, but for the map.
+    "medsign_literal_{m}": f"{_FINETUNING} --cache {{b}}/cache_{{m}}_literal "
+    f"--extractor {{w}}/extractor {{recipe}}",
 }
 
 
@@ -76,7 +73,7 @@ def recipes(modality: str, *, weights: str | Path, baselines: str | Path) -> dic
     if modality not in PRESETS:
         raise ValueError(f"expected a modality among {', '.join(PRESETS)}, got {modality!r}")
     names = {"m": modality, "w": weights, "b": baselines}
-    names |= {"first": " ".join(first_part(modality)), "last": " ".join(last_part(modality))}
+    names["recipe"] = " ".join((*recipe(modality), "--minutes", str(MINUTES[modality])))
     return {
         folder.format(**names): f"{command} --out {{b}}/{folder}".format(**names)
         for folder, command in RECIPES.items()
@@ -103,15 +100,13 @@ def load_method(
 
     Raises:
         ValueError: for another key, or weights that are not of this pipeline.
-        FileNotFoundError: if weights are missing, naming the commands that train them.
+        FileNotFoundError: if weights are missing, naming the command that trains them.
     """
 
     def found(folder: str, part: str) -> Path:
         path = baselines / folder / part
         if not path.is_dir():
-            made = recipes(modality, weights=weights, baselines=baselines)
-            steps = [made[name] for name in (f"{folder}_first", folder) if name in made]
-            command = "\n    ".join(steps)
+            command = recipes(modality, weights=weights, baselines=baselines)[folder]
             raise FileNotFoundError(
                 f"row {key}: no weights at {path}; train them with\n    {command}"
             )

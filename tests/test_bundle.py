@@ -10,8 +10,7 @@ from medsign_lite.keys import Registry
 
 ORDER = [
     *("autoencoder", "denoiser", "classifier", "classifier_mixer", "segmenter", "extractor"),
-    *("cache_chest", "cache_fundus", "decoder_chest_first", "decoder_chest"),
-    *("decoder_fundus_first", "decoder_fundus", "keys"),
+    *("cache_chest", "cache_fundus", "decoder_chest", "decoder_fundus", "keys"),
 ]
 MODULES = (
     *("autoencoder_training", "denoiser_training", "judges"),
@@ -22,9 +21,7 @@ MADE = {
     "autoencoder": "vae/config.json",
     "denoiser": "pipeline/model_index.json",
     "extractor": "extractor/model.safetensors",
-    "decoder_chest_first": "decoder/model.safetensors",
     "decoder_chest": "decoder/model.safetensors",
-    "decoder_fundus_first": "decoder/model.safetensors",
     "decoder_fundus": "decoder/model.safetensors",
     "cache_chest": "cache.safetensors",
     "cache_fundus": "cache.safetensors",
@@ -38,7 +35,7 @@ def commands(monkeypatch, tmp_path):
 
     def note(arguments):
         out = Path(arguments[arguments.index("--out") + 1])
-        for option in ("--autoencoder", "--cache", "--extractor", "--pipeline", "--start"):
+        for option in ("--autoencoder", "--cache", "--extractor", "--pipeline"):
             if option in arguments:
                 needed = Path(arguments[arguments.index(option) + 1])
                 assert needed.is_dir() and any(needed.iterdir()), f"{out.name} lacks {needed}"
@@ -96,12 +93,9 @@ def test_only_and_share(commands, tmp_path):
 def test_the_two_decoders_carry_different_messages(commands):
     given, options = commands
     bundle.main(options)
-    firsts = [name for name in ORDER if name.endswith("_first")]
-    messages = [given[name][given[name].index("--message") + 1] for name in firsts]
+    names = ("decoder_chest", "decoder_fundus")
+    messages = [given[name][given[name].index("--message") + 1] for name in names]
     assert len(set(messages)) == 2
-    for first in firsts:  # the last part keeps its start's message
-        last = given[first.removesuffix("_first")]
-        assert first in last[last.index("--start") + 1] and "--message" not in last
 
 
 def test_unfinished_copy_is_never_found(commands, tmp_path, monkeypatch):

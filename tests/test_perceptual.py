@@ -161,6 +161,44 @@ def test_structure_forgives_slow_changes_and_its_gradient_is_finite():
     assert image.grad.isfinite().all()
 
 
+def test_evenness_of_an_even_grey_mark_is_its_squared_error_in_visible_units():
+    reference = torch.full((2, 3, 32, 32), 0.5)
+    plain, loss = perceptual_loss(), perceptual_loss(evenness=0.5)
+    image = reference + 0.02
+    added = float(loss(image, reference) - plain(image, reference))
+    assert added == pytest.approx(0.5 * (0.02 / 0.01) ** 2, rel=1e-4)
+    assert loss.name == "masked-pyramid+even-0.5"
+
+
+def test_evenness_minds_a_speckle_and_a_colour_of_the_same_squared_error():
+    reference = torch.full((1, 3, 64, 64), 0.5)
+    even, speckle, colour = (torch.zeros_like(reference) for _ in range(3))
+    even += 0.01
+    speckle[..., 24:32, 24:32] = 0.01 * 8  # a 64th of the area, 64 times the squared error
+    colour[:, 0], colour[:, 1] = 0.01 * math.sqrt(1.5), -0.01 * math.sqrt(1.5)
+    assert speckle.square().mean().item() == pytest.approx(even.square().mean().item(), rel=1e-5)
+    assert colour.square().mean().item() == pytest.approx(even.square().mean().item(), rel=1e-5)
+    added = {}
+    for name, mark in {"even": even, "speckle": speckle, "colour": colour}.items():
+        loss, plain = perceptual_loss(evenness=1), perceptual_loss()
+        added[name] = float(loss(reference + mark, reference) - plain(reference + mark, reference))
+    assert added["speckle"] > 6 * added["even"]
+    assert added["colour"] == pytest.approx(4 * added["even"], rel=1e-3)
+
+
+def test_evenness_has_a_finite_gradient_where_nothing_has_changed():
+    reference = torch.full((1, 3, 64, 64), 0.5)
+    image = reference.clone().requires_grad_()
+    perceptual_loss(evenness=1)(image, reference).backward()
+    assert image.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
+def test_evenness_refuses_other_weights(weight):
+    with pytest.raises(ValueError, match="evenness: expected a weight above 0"):
+        perceptual_loss(evenness=weight)
+
+
 @pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
 def test_structure_refuses_other_weights(weight):
     with pytest.raises(ValueError, match="structure: expected a weight above 0"):
@@ -168,8 +206,12 @@ def test_structure_refuses_other_weights(weight):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"masking": 0.0}, {"masking": 0.35, "structure": 6.5}, {"structure": 3}]
-)
+    "options",
+    [
+        {}, {"masking": 0.0}, {"masking": 0.35, "structure": 6.5}, {"structure": 3},
+        {"evenness": 0.5}, {"masking": 0.0, "structure": 20, "evenness": 0.4},
+    ],
+)  # fmt: skip
 def test_perceptual_of_its_own_name_is_the_same_loss(options):
     loss, (image, reference) = perceptual_loss(**options), torch.rand(2, 1, 3, 32, 32)
     again = perceptual_of(loss.name)

@@ -10,7 +10,7 @@ from medsign_lite.attacker import weights_of
 from medsign_lite.backbone import SmallBackbone, SmallBackboneConfig, save_backbone, whiten_backbone
 from medsign_lite.checkpoints import save_checkpoint, weights_fingerprint
 from medsign_lite.data import Record, write_manifest
-from medsign_lite.decoder_recipe import first_part
+from medsign_lite.decoder_recipe import recipe
 from medsign_lite.images import save_image
 from medsign_lite.latent_cache import write_latent_cache
 from medsign_lite.latent_diffusion import copy_decoder, save_decoder
@@ -155,11 +155,7 @@ def test_every_row_is_loaded_from_its_folders(models, row, monkeypatch):
         ("wam-kind", "medsign_lite.localised_training --data MANIFEST"),
         ("stable-signature", "--attack-strength 0 .*--out .*stable_signature_chest"),
         ("stable-signature-published", "--out .*stable_signature_published_chest"),
-        (
-            "medsign-literal",  # in two parts, in their order
-            "cache_chest_literal .*--out .*medsign_literal_chest_first\n"
-            ".*--start .*medsign_literal_chest_first/decoder .*--out .*medsign_literal_chest",
-        ),
+        ("medsign-literal", "cache_chest_literal .*--out .*medsign_literal_chest"),
     ],
 )
 def test_missing_weights_name_the_command_that_trains_them(run, tmp_path, row, command):
@@ -175,8 +171,7 @@ def test_recipes_are_commands_that_the_parsers_accept(models, capsys, monkeypatc
     assert made["cache_chest_literal"].endswith("--scale literal --out B/cache_chest_literal")
     published = "--attacks none flip crop resize jpeg crop resize jpeg"
     assert published in made["extractor_published"]
-    assert " ".join(first_part("chest")) in made["medsign_literal_chest_first"]
-    assert "--start B/medsign_literal_chest_first/decoder" in made["medsign_literal_chest"]
+    assert " ".join(recipe("chest")) in made["medsign_literal_chest"]
 
     class Parsed(Exception):
         pass
