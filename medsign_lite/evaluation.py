@@ -16,7 +16,7 @@ from medsign_lite.attacks import PAPER_ATTACKS, Attack
 from medsign_lite.detection import extract_logits, matching_bits, p_value, threshold
 from medsign_lite.images import check_image, quantise
 from medsign_lite.localisation_scores import localisation_rows
-from medsign_lite.metrics import psnr, region_psnr, ssim
+from medsign_lite.metrics import psnr, region_psnr, ssim, worst_window
 from medsign_lite.rows import Batches, in_step, mean_row, share_row, table
 
 __all__ = ["diagnostic_change", "evaluate_attacks", "localisation_rows", "quality_row", "table"]
@@ -133,12 +133,12 @@ def quality_row(
         generator, resamples, batch_size: as in `evaluate_attacks`.
 
     Returns:
-        images, psnr, ssim, and with masks: masked (how many images), psnr_inside, psnr_outside,
-        psnr_gap (inside minus outside, per image), each with its interval, and psnr_gap_pooled
+        images, psnr, ssim, worst_window (see `metrics`), and with masks: masked (how many images),
+        psnr_inside, psnr_outside, psnr_gap (inside minus outside, per image), each with its interval, and psnr_gap_pooled
         (from the squared errors averaged over images; unlike the mean of dB it is not moved by
         findings that are left untouched, whose PSNR is cut at 100 dB).
     """
-    scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
+    scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "worst_window": []}
     regions: dict[str, list[Tensor]] = {"psnr_inside": [], "psnr_outside": []}
     sources = (images, reference) if masks is None else (images, reference, masks)
     for image, original, *mask in in_step(*sources, batch_size=batch_size):
@@ -146,6 +146,7 @@ def quality_row(
         image, original = quantise(image), quantise(original)
         scores["psnr"].append(psnr(image, original, data_range=1.0))
         scores["ssim"].append(ssim(image, original, data_range=1.0))
+        scores["worst_window"].append(worst_window(image, original))
         if mask:
             inside = mask[0] if mask[0].ndim == 4 else mask[0][:, None]
             share = inside.double().mean(dim=(1, 2, 3))

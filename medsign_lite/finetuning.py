@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--structure", type=float, default=0.0, help=(
         "weight of one minus SSIM, added to the perceptual loss"))  # fmt: skip
     parser.add_argument("--evenness", type=float, default=0.0, help=(
-        "weight of the worst windows' error and of colour, added to the perceptual loss"))  # fmt: skip
+        "weight of speckles and colour, added to the perceptual loss"))  # fmt: skip
     parser.add_argument("--mirrored", action="store_true", help=(
         "train with every entry mirrored left to right and upside down as well"))  # fmt: skip
     parser.add_argument("--limit", type=int, help="entries of the cache to use at most")

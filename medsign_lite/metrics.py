@@ -8,6 +8,7 @@ a mean of them can be trusted.
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 # PSNR of identical images is infinite and would swallow any mean. The floor below makes it 100 dB;
@@ -79,6 +80,28 @@ def region_psnr(image: Tensor, reference: Tensor, mask: Tensor, *, data_range: f
         raise ValueError(f"mask {int((pixels == 0).nonzero()[0])} of the batch has no pixel")
     error = ((image - reference).double().square() * mask).sum(dim=(1, 2, 3))
     return _decibels(error / (pixels * channels), data_range)
+
+
+def worst_window(image: Tensor, reference: Tensor, *, side: int = 8) -> Tensor:
+    """How much of a change gathers in one place: 1 where it is spread evenly, more for a speckle.
+
+    The mean squared error of the worst window of `side` x `side` pixels, every half a window, over
+    that of the whole image. PSNR is blind to it and SSIM nearly so; an eye is not.
+
+    Args:
+        image: (B, C, H, W), the range does not matter.
+        reference: (B, C, H, W).
+        side: in pixels; of a smaller image, its shorter side.
+
+    Returns:
+        (B,) float, 1 where nothing has changed.
+    """
+    _check_pair(image, reference, 1.0)
+    squared = (image - reference).double().square().mean(dim=1, keepdim=True)
+    side = min(side, *squared.shape[-2:])
+    windows = F.avg_pool2d(squared, side, stride=max(side // 2, 1))
+    worst, every = windows.amax(dim=(1, 2, 3)), squared.mean(dim=(1, 2, 3))
+    return torch.where(every > 0, worst / every.clamp(min=1e-30), 1.0).float()
 
 
 def _decibels(error: Tensor, data_range: float) -> Tensor:

@@ -91,6 +91,17 @@ def test_region_psnr_by_hand_and_over_everything():
     )
 
 
+def test_worst_window_tells_a_speckle_from_an_even_change():
+    reference = torch.full((4, 3, 64, 64), 0.5)
+    image = reference.clone()
+    image[0] += 0.01
+    image[1, :, 16:24, 40:48] += 0.1  # one window of 64 holds all of it
+    image[2, :1, :, :32] += 0.1  # half of the image, one channel of three
+    ratio = metrics.worst_window(image, reference)
+    assert ratio.tolist() == pytest.approx([1, 64, 2, 1])
+    assert metrics.worst_window(image[:, :, :4, :4], reference[:, :, :4, :4])[0].item() == 1
+
+
 def test_region_psnr_refuses():
     image = torch.zeros(2, 3, 4, 4)
     mask = torch.ones(2, 1, 4, 4, dtype=torch.bool)
