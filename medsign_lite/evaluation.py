@@ -134,9 +134,10 @@ def quality_row(
 
     Returns:
         images, psnr, ssim, worst_window (see `metrics`), and with masks: masked (how many images),
-        psnr_inside, psnr_outside, psnr_gap (inside minus outside, per image), each with its interval, and psnr_gap_pooled
-        (from the squared errors averaged over images; unlike the mean of dB it is not moved by
-        findings that are left untouched, whose PSNR is cut at 100 dB).
+        psnr_inside, psnr_outside, psnr_gap (inside minus outside, per image), each with its
+        interval, and psnr_gap_pooled (from the squared errors averaged over images; unlike the
+        mean of dB it is not moved by findings that are left untouched, whose PSNR is cut at
+        100 dB).
     """
     scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "worst_window": []}
     regions: dict[str, list[Tensor]] = {"psnr_inside": [], "psnr_outside": []}
