@@ -1,8 +1,8 @@
 """How `make weights` makes MedSign's decoders: options of `medsign_lite.finetuning`.
 
 The factor of all image losses begins so low that the message gets in, and grows as soon as nearly
-all bits are read under attack. Preservation weighs a hundred (chest) and hundreds of times (fundus)
-as much as in the paper: less of it shrinks the mark alike everywhere. Evenness keeps the mark from
+all bits are read under attack. Preservation weighs hundreds of times as much as in the paper: less
+of it shrinks the mark alike everywhere. Evenness keeps the mark from
 gathering into speckles, and from colour where the image has none.
 
 The shipped chest decoder was made so. On fundus photographs this falls short of what is asked of the
