@@ -2,11 +2,11 @@
 
 The factor of all image losses begins so low that the message gets in, and grows as soon as nearly
 all bits are read under attack. Preservation weighs hundreds of times as much as in the paper: less
-of it shrinks the mark alike everywhere. Evenness keeps the mark from
-gathering into speckles, and from colour where the image has none.
+of it shrinks the mark alike everywhere. Evenness keeps the mark from gathering into speckles, and
+from colour where the image has none.
 
-The shipped chest decoder was made so. On fundus photographs this falls short of what is asked of the
-finding spared, and the shipped decoder is an older one: the model card says how it was made.
+The shipped chest decoder was made so. On fundus photographs this falls short of what is asked of
+the finding spared, and the shipped decoder is an older one: the model card says how it was made.
 """
 
 MINUTES = {"chest": 75, "fundus": 90}  # of one core
