@@ -140,27 +140,37 @@ class MaskedPyramid(nn.Module):
         return F.conv2d(planes, self.kernel.to(image.dtype)).view(image.shape)
 
 
-class WithStructure(nn.Module):
+class _WithTerm(nn.Module):
+    """A perceptual loss plus `weight` times a term of its own, which its name tells."""
+
+    option, label = "", ""
+
+    def __init__(self, loss: nn.Module, weight: float):
+        super().__init__()
+        if not 0 < weight < math.inf:
+            raise ValueError(f"{self.option}: expected a weight above 0, got {weight}")
+        self.loss, self.weight = loss, weight
+        self.name = f"{loss.name}+{self.label}-{weight:g}"
+
+    def forward(self, image: Tensor, reference: Tensor) -> Tensor:
+        """image, reference: (B, 3, H, W) in [0, 1], H and W at least 16, to a scalar."""
+        return self.loss(image, reference) + self.weight * self.term(image, reference)
+
+
+class WithStructure(_WithTerm):
     """A perceptual loss plus `weight` times one minus SSIM, the mean over images.
 
     SSIM (Wang et al., 2004) forgives what changes slowly and what lies in texture. What it scores
     worst is fine grain in a flat place, which is where a mark goes that is kept off a finding.
     """
 
-    def __init__(self, loss: nn.Module, weight: float):
-        super().__init__()
-        if not 0 < weight < math.inf:
-            raise ValueError(f"structure: expected a weight above 0, got {weight}")
-        self.loss, self.weight = loss, weight
-        self.name = f"{loss.name}+ssim-{weight:g}"
+    option, label = "structure", "ssim"
 
-    def forward(self, image: Tensor, reference: Tensor) -> Tensor:
-        """image, reference: (B, 3, H, W) in [0, 1], H and W at least 16, to a scalar."""
-        loss = self.loss(image, reference)
-        return loss + self.weight * (1 - ssim(image, reference, data_range=1.0).mean())
+    def term(self, image: Tensor, reference: Tensor) -> Tensor:
+        return 1 - ssim(image, reference, data_range=1.0).mean()
 
 
-class WithEvenness(nn.Module):
+class WithEvenness(_WithTerm):
     """A perceptual loss plus `weight` times the root mean square, over windows, of their error.
 
     A window's error is the mean of its squared differences, in units of a just visible one (.01
@@ -169,22 +179,14 @@ class WithEvenness(nn.Module):
     SSIM, which is bounded, hardly sees it.
     """
 
-    def __init__(self, loss: nn.Module, weight: float):
-        super().__init__()
-        if not 0 < weight < math.inf:
-            raise ValueError(f"evenness: expected a weight above 0, got {weight}")
-        self.loss, self.weight = loss, weight
-        self.name = f"{loss.name}+even-{weight:g}"
+    option, label = "evenness", "even"
 
-    def forward(self, image: Tensor, reference: Tensor) -> Tensor:
-        """image, reference: (B, 3, H, W) in [0, 1], H and W at least 16, to a scalar."""
-        loss = self.loss(image, reference)
+    def term(self, image: Tensor, reference: Tensor) -> Tensor:
         difference = (image - reference) / 0.01
         colour = difference - difference.mean(dim=1, keepdim=True)
         squared = (difference.square() + 3 * colour.square()).mean(dim=1)
         windows = F.avg_pool2d(squared, 8, stride=4)  # (B, h, w), half over one another
-        spread = (windows.square().mean(dim=(1, 2)) + _SMALL).sqrt()
-        return loss + self.weight * spread.mean()
+        return (windows.square().mean(dim=(1, 2)) + _SMALL).sqrt().mean()
 
 
 def perceptual_loss(

@@ -62,7 +62,8 @@ RECIPES = {  # by the folder that each one fills
     f"--extractor {{b}}/extractor_published/extractor {_PLAIN}",
     "stable_signature_{m}": f"{_FINETUNING} --cache {{b}}/cache_{{m}} --extractor {{w}}/extractor "
     f"{_PLAIN}",
-    # As `make weights` makes decoders, but for the map.
+    # As `make weights` makes decoders, but for the map. The shipped fundus decoder is older: for a
+    # fair pair of rows the sharp one has to be trained by this recipe as well.
     "medsign_literal_{m}": f"{_FINETUNING} --cache {{b}}/cache_{{m}}_literal "
     f"--extractor {{w}}/extractor {{recipe}}",
 }

@@ -35,7 +35,7 @@ def commands(monkeypatch, tmp_path):
 
     def note(arguments):
         out = Path(arguments[arguments.index("--out") + 1])
-        for option in ("--autoencoder", "--cache", "--extractor", "--pipeline"):
+        for option in ("--autoencoder", "--cache", "--extractor", "--pipeline", "--start"):
             if option in arguments:
                 needed = Path(arguments[arguments.index(option) + 1])
                 assert needed.is_dir() and any(needed.iterdir()), f"{out.name} lacks {needed}"
