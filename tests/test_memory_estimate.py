@@ -28,6 +28,15 @@ def pipeline():
     return tiny_pipeline()
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Fused attention takes half a megabyte for each thread: little, but not beside a tiny model."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def measured_peak(work, tmp_path) -> int:
     """Most bytes that the allocator had given out at once, beyond those of before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
