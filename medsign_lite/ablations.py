@@ -1,9 +1,9 @@
 """The decoders of the paper's Table 2 and of the controls it lacks, trained alike.
 
-    python -m medsign_lite.sample_cache --data MANIFEST --modality chest --count 512 \\
+    python -m medsign_lite.sample_cache --data MANIFEST --modality chest --count 1504 \\
         --scale sharp --kinds sharp literal sharp_without_cas without_aas --out CACHE
     python -m medsign_lite.ablations --modality chest --cache CACHE --data MANIFEST \\
-        --out FOLDER --seeds 0 1 2 --steps 400
+        --out FOLDER --seeds 0 1 2 --steps 400 --read-well 0.93
 
 For every seed one short run with the message and the image loss alone gives the start that its
 variants go on from, so that they differ in nothing but what their name says. A seed is another
@@ -11,12 +11,16 @@ message, other batches and other attacks. Everything else, the losses' weights, 
 perceptual loss, is the recipe of the shipped decoder, read from its folder (--like). A finished
 decoder is not trained again, and a killed run goes on when the same command is given.
 
-Give --steps where runs are to be compared: in the same minutes a busy processor does fewer.
+Give --steps where runs are to be compared: in the same minutes a busy processor does fewer. Short
+runs do not get to read as well as the shipped decoder, and as long as they do not, the factor of
+the image losses stays where it began, and decoders are compared at whatever bit accuracy each has
+reached. A lower --read-well holds all of them at that one. With a few hundred samples a decoder
+learns by heart which places to spare, and ablations about places say nothing.
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,8 +29,8 @@ from torch import Tensor
 from medsign_lite.checkpoints import digest, load_checkpoint
 from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.extractor import load_extractor
-from medsign_lite.finetuning import fit
-from medsign_lite.latent_cache import LatentCache, read_latent_cache
+from medsign_lite.finetuning import HELD_OUT, fit
+from medsign_lite.latent_cache import LatentCache, joined, read_latent_cache, with_mirrored
 from medsign_lite.latent_diffusion import (
     BUNDLED,
     LatentDecoder,
@@ -45,8 +49,8 @@ from medsign_lite.sample_cache import choose_records
 BASE = "sharp"  # the kind of map of the shipped decoders, which the controls are made from
 # Of the recipe: what the configuration of a decoder says and `fit` takes.
 _TAKEN = (
-    *("optimiser", "batch_size", "reads", "attack_names", "temperature", "read_well"),
-    *("first_quality", "last_quality", "quality_growth", "average"),
+    *("optimiser", "learning_rate", "batch_size", "reads", "attack_names", "temperature"),
+    *("read_well", "first_quality", "last_quality", "quality_growth", "average"),
 )
 _BEFORE = {"optimiser": "adamw", "reads": 1}  # of decoders that were made before it was a choice
 
@@ -114,6 +118,7 @@ class Caches:
         modality: for the wrong side.
         pipeline: whose decoder made the originals.
         masked: records with exact masks to encode, for the kind "masks"; and their folder.
+        mirrored: train also on all but the last `held_out` mirrored, as `with_mirrored` makes them.
     """
 
     folder: Path
@@ -121,6 +126,20 @@ class Caches:
     pipeline: object
     masked: Sequence = ()
     masked_folder: Path | None = None
+    mirrored: bool = False
+    held_out: int = HELD_OUT
+    _mirrored: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def training(self, kind: str) -> LatentCache:
+        """What a decoder is trained on: the cache with these maps, mirrored too if wanted."""
+        cache = self.of_kind(kind)
+        if not self.mirrored:
+            return cache
+        decoder, name = LatentDecoder(self.pipeline.vae).eval(), digest([cache.latents])
+        train, test = cache.split(len(cache) - self.held_out)
+        train = with_mirrored(train, decoder, originals=self._mirrored.get(name))
+        self._mirrored[name] = train.originals  # the same whatever the maps
+        return joined(train, test)
 
     def of_kind(self, kind: str) -> LatentCache:
         """The cache with these maps.
@@ -153,8 +172,12 @@ class Caches:
             values = agreement(maps, self.of_kind(BASE).maps.float())
             known = values[~values.isnan()]
             same = float(known.mean()) if len(known) else None
-        return {"kind": kind, "mean": float(maps.mean()),
-                "mean_square": float(maps.square().mean()), "agreement": same}  # fmt: skip
+        figures = {"mean": float(maps.double().mean()), "agreement": same,
+                   "mean_square": float(maps.double().square().mean())}  # fmt: skip
+        # Another number of threads adds in another order.
+        return {"kind": kind} | {
+            name: None if value is None else round(value, 6) for name, value in figures.items()
+        }
 
 
 def _weights_digest(folder: Path) -> str:
@@ -172,8 +195,6 @@ def train(
     *,
     seed: int,
     budget: Mapping,
-    learning_rate: float,
-    held_out: int = 64,
     start: Path | None = None,
 ) -> Path:
     """Train one decoder, or find it trained: its folder.
@@ -187,11 +208,11 @@ def train(
     Raises:
         ValueError: if the folder holds a decoder that was trained otherwise.
     """
-    cache = caches.of_kind(variant.kind)
+    cache = caches.training(variant.kind)
     weights = weights_of(recipe["weights"], variant)
     mapped = weights.preservation > 0
     about = {
-        "name": name, "seed": seed, **budget, "learning_rate": learning_rate,
+        "name": name, "seed": seed, **budget, "mirrored": caches.mirrored,
         "weights": vars(weights), "perceptual": recipe["perceptual"].name,
         "alone": variant.alone, **{key: recipe[key] for key in _TAKEN},
         "cache": digest([cache.latents, cache.maps] if mapped else [cache.latents]),
@@ -211,7 +232,7 @@ def train(
     options = {key: value for key, value in recipe.items() if key != "weights"}
     fit(
         decoder, cache, _message(extractor, seed), extractor, weights, out,
-        **options, **budget, learning_rate=learning_rate, seed=seed, held_out=held_out,
+        **options, **budget, seed=seed, held_out=caches.held_out,
         attack_strength=0.0 if variant.alone else 1.0,
         details={"modality": caches.modality, "ablation": about},
     )  # fmt: skip
@@ -240,9 +261,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     length.add_argument("--steps", type=int, help="instead of a time")
     parser.add_argument("--start-share", type=float, default=1.0, help=(
         "training of the common start, in shares of a variant's"))  # fmt: skip
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--learning-rate", type=float, help="another than the recipe's")
     parser.add_argument("--batch-size", type=int, help="another than the recipe's")
-    parser.add_argument("--held-out", type=int, default=64, help="entries never trained on")
+    parser.add_argument("--read-well", type=float, help="another than the recipe's")
+    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="entries never trained on")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     options = parser.parse_args(arguments)
     if "exact_mask_map" in options.only and options.data is None:
@@ -250,17 +272,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tune_processor()
     extractor = load_extractor(options.extractor)
     like = options.like or weights / f"decoder_{options.modality}"
-    recipe = recipe_of(load_checkpoint(like, kind="decoder")[1])
-    if options.batch_size:
-        recipe["batch_size"] = options.batch_size
-    caches = _caches(options)
+    made = load_checkpoint(like, kind="decoder")[1]
+    recipe = recipe_of(made)
+    for name in ("learning_rate", "batch_size", "read_well"):
+        if (given := getattr(options, name)) is not None:
+            recipe[name] = given
+    caches = _caches(options, mirrored=made.get("mirrored", False))
     for kind in dict.fromkeys(VARIANTS[name].kind for name in options.only):
         caches.of_kind(kind)  # what is missing is said before anything is trained
     unit = "minutes" if options.steps is None else "steps"
     one = getattr(options, unit)
-    shared = {"learning_rate": options.learning_rate, "held_out": options.held_out}
     for seed in options.seeds:
-        run = {"caches": caches, "extractor": extractor, "recipe": recipe, "seed": seed, **shared}
+        run = {"caches": caches, "extractor": extractor, "recipe": recipe, "seed": seed}
         start, first = None, _times(one, options.start_share)
         for name in options.only:
             variant = VARIANTS[name]
@@ -278,9 +301,12 @@ def _times(budget: float, share: float) -> float:
     return round(budget * share) if isinstance(budget, int) else budget * share
 
 
-def _caches(options: argparse.Namespace) -> Caches:
+def _caches(options: argparse.Namespace, *, mirrored: bool) -> Caches:
     pipeline = load_pipeline(options.pipeline)
-    caches = Caches(folder=options.cache, modality=options.modality, pipeline=pipeline)
+    caches = Caches(
+        folder=options.cache, modality=options.modality, pipeline=pipeline, mirrored=mirrored,
+        held_out=options.held_out,
+    )  # fmt: skip
     if options.data is None:
         return caches
     count = len(caches.of_kind(BASE))

@@ -40,7 +40,7 @@ from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.extractor import load_extractor
 from medsign_lite.forgery import COUNTS
-from medsign_lite.held_out import generated_latents
+from medsign_lite.held_out import table_latents, table_records
 from medsign_lite.kept_parts import measure_parts
 from medsign_lite.latent_diffusion import BUNDLED, Autoencoder, load_decoder, load_pipeline
 from medsign_lite.messages import message_from_string
@@ -145,9 +145,12 @@ def _target(options: argparse.Namespace, work: Path) -> Target:
         pipeline=pipeline,
         decoder=decoder,
         detector=Detector(extractor=extractor, message=message),
-        latents=generated_latents(
-            pipeline, records, work / "samples", modality=options.modality, count=options.images,
-            cache=options.cache,
+        latents=table_latents(
+            pipeline,
+            table_records(
+                pipeline.tokenizer, records, modality=options.modality, count=options.images
+            ),
+            work / "samples", cache=options.cache,
         ),
         clean=own,
         seed=options.seed,

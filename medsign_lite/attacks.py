@@ -7,8 +7,10 @@ what it does in explicit fields, and `CONVENTIONS` holds the other readings for 
 functions behind the names are in `distortions.py`.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -101,6 +103,14 @@ CONVENTIONS = _table(
 )  # fmt: skip
 
 ATTACK_TABLE = PAPER_ATTACKS | FURTHER_ATTACKS | CONVENTIONS
+
+
+def specification(attacks: Iterable[Attack]) -> str:
+    """Names what attacks do, in twelve characters: figures after others are not comparable."""
+    told = [{f.name: getattr(a, f.name) for f in fields(a) if f.name != "function"}
+            for a in attacks]  # fmt: skip
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
 
 # Ranges of training: (parameter without effect, lowest, highest). JPEG 100 is as near as it gets.
 TRAINING_RANGES = {

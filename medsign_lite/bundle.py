@@ -52,8 +52,6 @@ MINUTES = {
         "decoder_fundus": 4,
     },
 }
-SAMPLES = 1504  # generated images each decoder is fine-tuned on
-MESSAGES = {"chest": "1", "fundus": "2"}  # seeds of the two decoders' messages
 KEY_NOTE = "Shipped with medsign_lite and public: to learn and test with."
 MAPS = ("--scale", "sharp")
 
@@ -103,7 +101,7 @@ def stages(
         publish(work / "extractor" / "extractor", "extractor")
 
     def cache(modality: str) -> None:
-        options = ("--data", data, "--modality", modality, "--count", str(SAMPLES))
+        options = ("--data", data, "--modality", modality, "--count", str(decoder_recipe.SAMPLES))
         options += ("--pipeline", weights / "pipeline", *MAPS)
         run(sample_cache, f"cache_{modality}", *options)
 
@@ -113,7 +111,8 @@ def stages(
             f"decoder_{modality}",
             *("--cache", work / f"cache_{modality}", "--extractor", weights / "extractor"),
             *("--pipeline", weights / "pipeline", "--modality", modality),
-            *("--message", MESSAGES[modality], *decoder_recipe.recipe(modality)),
+            *("--message", decoder_recipe.MESSAGES[modality]),
+            *decoder_recipe.recipe(modality),
         )
         publish(work / f"decoder_{modality}" / "decoder", f"decoder_{modality}")
 

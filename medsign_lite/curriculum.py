@@ -7,6 +7,7 @@ longer on easy ground instead of being left behind by a timetable.
 """
 
 import math
+import sys
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -121,6 +122,15 @@ class Curriculum:
                 f"{config.first_strength} -> {min(0.5, 2 * config.first_strength):g}), smaller "
                 "crops (sizes), a larger batch, a learning rate two times lower or higher, fewer "
                 "bits"
+            )
+
+    def say_if_unfinished(self) -> None:
+        """Warn at a run's end if the attacks never came to their full strength."""
+        if self.attack_strength < 1:
+            print(
+                f"the training ended at {self.attack_strength:.2f} of the attacks' strength: it "
+                "needs more time, and what it made was not trained for what is still to come",
+                file=sys.stderr,
             )
 
     def state(self) -> dict:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from medsign_lite.extractor import MINIMUM_SIDE
 from medsign_lite.images import check_image, load_image
@@ -203,6 +204,26 @@ def images_needed(false_positive_rate: float) -> int:
     if not 0 < false_positive_rate < 1:
         raise ValueError(f"expected a false-positive rate in (0, 1), got {false_positive_rate}")
     return math.ceil(math.log(0.05) / math.log1p(-false_positive_rate))
+
+
+def fitted_false_positive_rate(logits: Tensor, message: Tensor, rate: float) -> float:
+    """What the threshold for a rate lets through if the bits lean as they do on these images.
+
+    The theory's bits are fair coins. Here each is a coin that matches the message as often as it
+    did on unmarked images, independently of the others: a Poisson binomial tail. It says something
+    of rates that no number of images could be counted at, as far as bits are independent.
+
+    Args:
+        logits: (N, K) of unmarked images.
+        message: (K,), the message in use.
+        rate: nominal false-positive rate, in (0, 1).
+    """
+    check_message(message, _checked_logits(logits).shape[1])
+    agrees = ((logits.cpu() > 0) == message.cpu().bool()).double().mean(dim=0)  # (K,)
+    matches = torch.ones(1, dtype=torch.float64)  # of how many bits, with which probability
+    for share in agrees:
+        matches = F.pad(matches, (0, 1)) * (1 - share) + F.pad(matches, (1, 0)) * share
+    return float(matches[threshold(len(message), rate) :].sum())
 
 
 def empirical_false_positive_rate(

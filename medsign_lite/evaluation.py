@@ -52,7 +52,8 @@ def evaluate_attacks(
         One dict per attack and, last, one for their "mean": attack, images, bit_accuracy,
         true_positive_rate, log10_p (mean over images; lower is better), each with its interval,
         and with a reference unmarked_bit_accuracy and false_positives (a count). In "mean" the
-        rates are those of all attacked images together, with a bootstrap over images.
+        rates are those of all attacked images together, with a bootstrap over images, or the exact
+        interval over images where every one or none is found.
     """
     needed = threshold(message.shape[-1], false_positive_rate)
     sources = (images,) if reference is None else (images, reference)
@@ -93,8 +94,9 @@ def _matching_row(
     options = {"resamples": resamples, "generator": generator}
     logarithms = torch.tensor([math.log10(p_value(k, bits)) for k in range(bits + 1)])
     hits = counts >= needed
-    if counts.shape[1] == 1:
-        rate = share_row("true_positive_rate", hits[:, 0])
+    if counts.shape[1] == 1 or hits.all() or not hits.any():
+        # Of equal shares a bootstrap would know no doubt.
+        rate = share_row("true_positive_rate", hits.all(dim=1))
     else:  # an image's attacked versions are not independent: resample images
         rate = mean_row("true_positive_rate", hits.double().mean(dim=1), **options)
     return (

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from medsign_lite.attacks import PAPER_ATTACKS
 from medsign_lite.averaging import update_average
 from medsign_lite.budgets import Budget, log_row
+from medsign_lite.checkpoints import digest
 from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.extractor import AnyExtractor, load_extractor
 from medsign_lite.finetuning_step import evaluate, finetune_step
@@ -136,6 +137,9 @@ def fit(
         attack_strength=attack_strength, reads=reads, attack_names=list(attack_names),
         temperature=temperature, read_well=read_well,
         average=average, entries=len(cache), held_out=held_out,
+        # What a run that is gone on with has to be of; and a baseline of the right extractor.
+        latents=digest([cache.latents]), extractor=digest(extractor), start=digest(decoder),
+        maps=digest([cache.maps]) if weights.preservation else None,
     )  # fmt: skip
     if saved := load_training_state(out / "training.pt", settings=settings):
         for name, part in (("decoder", decoder), ("averaged", averaged), ("optimiser", optimising)):
@@ -204,6 +208,7 @@ def read_message(text: str, *, bits: int) -> Tensor:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Fine-tune a decoder to write one message.")
     parser.add_argument("--cache", required=True, help="folder with latents, maps and prompts")
+    parser.add_argument("--kind", default="", help="of the cache's maps; default: its own")
     parser.add_argument("--extractor", required=True, help="folder of a whitened extractor")
     parser.add_argument("--pipeline", required=True, help="diffusers folder of the original")
     parser.add_argument("--out", required=True, help="run folder; an interrupted run resumes")
@@ -251,7 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
     vae = load_pipeline(options.pipeline, device=options.device).vae
     decoder = copy_decoder(vae)
     details = {"modality": options.modality, "mirrored": options.mirrored}
-    cache = read_latent_cache(options.cache, decoder.eval(), limit=options.limit)
+    cache = read_latent_cache(options.cache, decoder.eval(), kind=options.kind, limit=options.limit)
     if options.mirrored and len(cache) > HELD_OUT:
         train, test = cache.split(len(cache) - HELD_OUT)
         cache = joined(with_mirrored(train, decoder), test)

@@ -15,6 +15,7 @@ from medsign_lite.decoder_scores import score_decoder
 from medsign_lite.detection import bit_bias, empirical_false_positive_rate, extract_logits
 from medsign_lite.extractor import load_extractor
 from medsign_lite.held_out import (
+    RECORDED,
     generation_row,
     localisation_on_phantoms,
     mean_masks,
@@ -50,7 +51,6 @@ WEIGHTS: dict[str, tuple[str, ...] | None] = {
     "manifest": (),
     "processes": ("pipeline", "extractor"),
 }
-RECORDED = 500  # test images of a modality that recorded figures may use; fresh ones come after
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ RECORDED_GATES = [
 
 def measure(sample: Sample, names: Iterable[str], *, keep: Path | None = None) -> dict[str, dict]:
     """Run measurements by name; with `keep`, each finished one is kept there and not repeated,
-    under the name of the weights it is of: others are measured anew."""
+    with what it was measured of: other weights are measured anew."""
     figures = {}
     for name in dict.fromkeys(names):
         if keep is None:
@@ -90,10 +90,8 @@ def measure(sample: Sample, names: Iterable[str], *, keep: Path | None = None) -
             figures[name] = MEASUREMENTS[name](sample)
         else:
             config = sample.config(name)
-            figures[name] = kept(
-                keep / f"{name}-{config['weights'] or 'any'}.json", config,
-                lambda name=name: MEASUREMENTS[name](sample),
-            )  # fmt: skip
+            document = kept(keep, name, config, lambda name=name: MEASUREMENTS[name](sample))
+            figures[name] = document["values"]
     return figures
 
 

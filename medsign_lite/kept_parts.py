@@ -1,5 +1,7 @@
 """Measurements in parts, each kept as soon as it is finished: a run that was killed goes on."""
 
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,41 +33,55 @@ class Part:
     measure: Callable[[torch.Generator], list[dict]]
 
 
-def kept(path: Path, config: Mapping, measure: Callable[[], Mapping]) -> dict:
-    """The values in a recorded file, or, if it is not there, those measured and recorded now.
+def kept_path(folder: Path, name: str, config: Mapping) -> Path:
+    """Where a part is kept: what it was measured of is in the name, so that other weights or
+    settings have a file of their own, and the old one is still there when they come back."""
+    text = json.dumps(to_json(config), sort_keys=True)
+    return folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
 
-    Raises:
-        ValueError: if the file is of another configuration.
+
+def kept(
+    folder: Path, name: str, config: Mapping, measure: Callable[[], Mapping], *, again: bool = False
+) -> dict:
+    """The document of a part that was measured with a configuration, or is measured now.
+
+    Args:
+        again: measure it in any case.
     """
-    config = to_json(config)
-    if not path.is_file():
-        print(f"measuring {path.stem} ...", file=sys.stderr, flush=True)
+    path = kept_path(folder, name, config)
+    if again or not path.is_file():
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
         record_result(path, measure(), config)
-    document = read_result(path)
-    if document["config"] != config:
-        raise ValueError(
-            f"{path} was measured with another configuration: {document['config']}, now {config}"
-        )
-    return document["values"]
+    return read_result(path)
 
 
 def measure_parts(
-    target: Measured, chosen: Mapping[str, Part], *, keep: Path, command: str = ""
+    target: Measured,
+    chosen: Mapping[str, Part],
+    *,
+    keep: Path,
+    command: str = "",
+    again: bool = False,
 ) -> dict[str, list[dict]]:
     """Rows by group of the chosen parts; each finished one is kept in a folder and not repeated.
 
-    With a `command` each row says how its part is measured alone: `command` and the part's name.
+    Each row says when and at which commit it was "measured", and with a `command` how its part is
+    measured alone: `command` and the part's name.
 
-    Raises:
-        ValueError: if a kept part is of another target or of other settings.
+    Args:
+        again: measure also what is kept.
     """
     groups: dict[str, list[dict]] = {}
     for name, part in chosen.items():
-        values = kept(
-            keep / f"{name}.json",
+        document = kept(
+            keep,
+            name,
             target.config() | part.settings,
             lambda name=name, part=part: {"rows": part.measure(target.generator(name))},
+            again=again,
         )
-        alone = {"command": f"{command} --only {name}"} if command else {}
-        groups.setdefault(part.group, []).extend(row | alone for row in values["rows"])
+        about = {"measured": f"{document['recorded']} at {document['commit']}"}
+        about |= {"command": f"{command} --only {name}"} if command else {}
+        rows = document["values"]["rows"]
+        groups.setdefault(part.group, []).extend(row | about for row in rows)
     return groups

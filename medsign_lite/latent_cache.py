@@ -158,20 +158,30 @@ def _decode_all(decoder: nn.Module, latents: Tensor, batch_size: int) -> Tensor:
     return torch.cat([decode_bytes(decoder, part) for part in bar])
 
 
-def with_mirrored(cache: LatentCache, decoder: nn.Module, *, batch_size: int = 32) -> LatentCache:
+def with_mirrored(
+    cache: LatentCache,
+    decoder: nn.Module,
+    *,
+    originals: Tensor | None = None,
+    batch_size: int = 32,
+) -> LatentCache:
     """Entries, and each of them mirrored left to right, upside down, and both: four times as many.
 
     What is mirrored is latents and map; the image is what the original decoder makes of them. A
     few hundred samples cost minutes to make, and a decoder learns to spare the findings of just
     these: mirrored they are four times as many places to learn it from, for one decoding each.
     Words of the prompts like "left" are not mirrored: nothing reads them any more.
+
+    Args:
+        originals: of a result with the same latents, if there is one: then nothing is decoded.
     """
     parts = [cache]
-    for axes in ((-1,), (-2,), (-2, -1)):
-        latents = cache.latents.flip(axes)
-        originals = _decode_all(decoder, latents, batch_size)
+    for index, axes in enumerate(((-1,), (-2,), (-2, -1)), start=1):
+        latents, start = cache.latents.flip(axes), index * len(cache)
         parts.append(LatentCache(
-            latents=latents, maps=cache.maps.flip(axes), originals=originals, prompts=cache.prompts
+            latents=latents, maps=cache.maps.flip(axes), prompts=cache.prompts,
+            originals=_decode_all(decoder, latents, batch_size) if originals is None
+            else originals[start : start + len(cache)],
         ))  # fmt: skip
     return joined(*parts)
 

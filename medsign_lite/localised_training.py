@@ -230,6 +230,7 @@ def fit(
     settings = plain_settings(
         config=asdict(config), curriculum=asdict(curriculum), batch_pixels=batch_pixels,
         largest_batch=largest_batch, learning_rate=learning_rate, seed=seed,
+        entries=len(images), held_out=held_out,
     )  # fmt: skip
     if saved := load_training_state(out / "training.pt", settings=settings):
         load_strictly(watermark, saved["watermark"], name=f"training state in {out}")
@@ -287,7 +288,15 @@ def fit(
         watermark, images[test_rows].to(device).float() / 255, generator=generator,
         precision=precision,
     )  # fmt: skip
-    details = {**settings, **budget.state(), "images": state.images, "evaluation": figures}
+    state.say_if_unfinished()
+    details = {
+        **settings,
+        **budget.state(),
+        "images": state.images,
+        "strength": state.strength,
+        "attack_strength": state.attack_strength,
+        "evaluation": figures,
+    }
     log_row(out, budget, {"evaluation": figures})
     save_localised_watermark(out / "watermark", watermark, details=details)
     return watermark

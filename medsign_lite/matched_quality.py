@@ -5,8 +5,8 @@ residual is scaled to each rung of a ladder of PSNRs, rounded to 8 bits, attacke
 its curve. Read across, it compares accuracy at equal PSNR; read down, PSNR at equal accuracy.
 
 Bit accuracy does not know how many bits there are: of 32, all are found by chance once in 4e9
-images, of 48, once in 3e14. Where payloads differ, compare log10 of the p-value as well: it says
-how sure a detection is, whatever the number of bits.
+images, of 48, once in 3e14. Where payloads differ, log10 of the p-value is compared in its place:
+it says how sure a detection is, whatever the number of bits.
 """
 
 import math
@@ -25,21 +25,22 @@ LADDER = (32.0, 34.0, 36.0, 38.0, 40.0, 42.0, 44.0, 46.0)  # dB
 
 
 def check_ladder(ladder: Sequence[float]) -> None:
-    """Raise a ValueError unless a ladder has at least two rungs, rising, from 20 to 60 dB."""
+    """Raise a ValueError unless a ladder has at least two rungs, rising, from 20 to 50 dB."""
     rising = list(ladder) == sorted(set(ladder)) and len(ladder) > 1
-    if not rising or not all(20 <= rung <= 60 for rung in ladder):
+    if not rising or not all(20 <= rung <= 50 for rung in ladder):
         raise ValueError(
-            f"expected a ladder of at least two rising PSNRs from 20 to 60 dB, got {list(ladder)}"
+            f"expected a ladder of at least two rising PSNRs from 20 to 50 dB, got {list(ladder)}"
         )
 
 
-def match_psnr(marked: Tensor, originals: Tensor, decibels: float) -> Tensor:
+def match_psnr(marked: Tensor, originals: Tensor, decibels: float | Tensor) -> Tensor:
     """Scale each image's residual so that, rounded to 8 bits, it has a PSNR of `decibels`.
 
     Args:
         marked: (N, 3, H, W) around [0, 1], best not rounded yet.
         originals: (N, 3, H, W) in [0, 1].
-        decibels: rounding moves in steps, so what is reached can be a little higher: measure it.
+        decibels: one for all, or (N,). Rounding moves in steps, so what is reached can be a little
+            higher: measure it.
 
     Returns:
         (N, 3, H, W), every value one of 0, 1/255, ..., 1.
@@ -51,17 +52,18 @@ def match_psnr(marked: Tensor, originals: Tensor, decibels: float) -> Tensor:
     size = residual.double().square().mean(dim=(1, 2, 3)).sqrt()  # (N,)
     if not (size > 0).all():
         raise ValueError(f"image {int((size == 0).nonzero()[0])} has no residual to scale")
+    wanted = torch.as_tensor(decibels, dtype=torch.float64).expand(len(marked))
     scaled = []
-    for image, change, expected in zip(
-        originals.split(64), residual.split(64), (10 ** (-decibels / 20) / size).split(64),
-        strict=True,
+    for image, change, least, expected in zip(
+        originals.split(64), residual.split(64), wanted.split(64),
+        (10 ** (-wanted / 20) / size).split(64), strict=True,
     ):  # fmt: skip
         # What is cut off at black and white is made up for by more elsewhere.
         low, high = torch.zeros_like(expected), 4 * expected
         for _ in range(18):
             middle = (low + high) / 2
             trial = quantise(image + middle.to(image)[:, None, None, None] * change)
-            above = psnr(trial, image, data_range=1.0) >= decibels
+            above = psnr(trial, image, data_range=1.0) >= least
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         scaled.append(quantise(image + low.to(image)[:, None, None, None] * change))
     return torch.cat(scaled)
@@ -97,8 +99,8 @@ def curve_row(
 
     Returns:
         rung and psnr (measured) in dB, bits, images, bit accuracy per attack and as
-        "bit_accuracy" over all of them, log10_p, each with its interval; and "matches_per_image",
-        N whole numbers, the bits that match in an image's attacked versions together.
+        "bit_accuracy" over all of them, log10_p, each with its interval; and, of each image, the
+        means over its attacked versions: N numbers "accuracy_per_image" and "log10_p_per_image".
     """
     counts, bits = count_matches(images, read, message), len(message)
     options = {"generator": generator, "resamples": resamples}
@@ -107,9 +109,10 @@ def curve_row(
     row |= mean_row("psnr", psnr(images, originals, data_range=1.0), **options)
     for name, column in zip(PAPER_ATTACKS, counts.T, strict=True):
         row |= mean_row(name, column.double() / bits, **options)
-    row |= mean_row("bit_accuracy", counts.double().mean(dim=1) / bits, **options)
-    row |= mean_row("log10_p", logarithms[counts].mean(dim=1), **options)
-    return row | {"matches_per_image": counts.sum(dim=1).tolist()}
+    accuracy, sureness = counts.double().mean(dim=1) / bits, logarithms[counts].mean(dim=1)
+    row |= mean_row("bit_accuracy", accuracy, **options)
+    row |= mean_row("log10_p", sureness, **options)
+    return row | {"accuracy_per_image": accuracy.tolist(), "log10_p_per_image": sureness.tolist()}
 
 
 def _crossing(decibels: Tensor, accuracy: Tensor, level: Tensor) -> Tensor:
@@ -149,12 +152,12 @@ def psnr_at_accuracy(
     return float(_crossing(*sources))
 
 
-def _curve(rows: Sequence[Mapping]) -> tuple[Tensor, Tensor]:
-    """Decibels (R,) as measured, and accuracy per image (N, R), by rising rung."""
+def _curve(rows: Sequence[Mapping], score: str) -> tuple[Tensor, Tensor]:
+    """Decibels (R,) as measured, and a score per image (N, R), higher is better, by rising rung."""
     rows = sorted(rows, key=lambda row: row["rung"])
-    counts = torch.tensor([row["matches_per_image"] for row in rows], dtype=torch.float64)
-    bits = torch.tensor([row["bits"] * len(PAPER_ATTACKS) for row in rows])
-    return torch.tensor([row["psnr"] for row in rows], dtype=torch.float64), (counts.T / bits)
+    scores = torch.tensor([row[f"{score}_per_image"] for row in rows], dtype=torch.float64).T
+    decibels = torch.tensor([row["psnr"] for row in rows], dtype=torch.float64)
+    return decibels, -scores if score == "log10_p" else scores
 
 
 def gain_rows(
@@ -164,44 +167,54 @@ def gain_rows(
     generator: torch.Generator,
     resamples: int = 1000,
 ) -> list[dict]:
-    """How many dB a method is ahead of others at equal mean bit accuracy, rung by rung.
+    """How many dB a method is ahead of others where they are read as well, rung by rung.
+
+    "As well" is an equal mean bit accuracy, or, where the payloads differ, an equal mean log10 of
+    the p-value.
 
     Args:
         own: its curve, rows of `curve_row`.
         others: theirs by name, on the same images: the bootstrap draws images once for both.
 
     Returns:
-        For each other method and each rung of its own: rung, against, bit_accuracy (its own there,
-        the level), psnr_against (None where the other curve does not reach the level), gain with
-        its interval, and bound: "at least" if the other is worse than the level at every rung, and
-        the gain is counted from the lowest; "at most" if it is better at every rung; else "".
+        For each other method and each rung of its own: rung, against, bit_accuracy (its own there),
+        compared ("bit_accuracy" or "log10_p", whose mean at the rung is the level), psnr_against
+        (None where the other curve does not reach the level), gain with its interval, and bound:
+        "at least" if the other is worse than the level at every rung, and the gain is counted from
+        the lowest; "at most" if it is better at every rung; else "".
 
     Raises:
         ValueError: if the curves are not of as many images.
     """
-    decibels, accuracy = _curve(own)
-    drawn = torch.randint(len(accuracy), (resamples, len(accuracy)), generator=generator)
-    means = torch.stack([column[drawn].mean(dim=1) for column in accuracy.T], dim=1)  # (B, R)
+    own = sorted(own, key=lambda row: row["rung"])
+    images = own[0]["images"]
+    drawn = torch.randint(images, (resamples, images), generator=generator)
     rows = []
     for name, curve in others.items():
-        theirs, accuracy_there = _curve(curve)
-        if len(accuracy_there) != len(accuracy):
+        score = "bit_accuracy" if curve[0]["bits"] == own[0]["bits"] else "log10_p"
+        key = "accuracy" if score == "bit_accuracy" else score
+        (decibels, scores), (theirs, scores_there) = _curve(own, key), _curve(curve, key)
+        if len(scores_there) != images:
             raise ValueError(
-                f"expected curves of the same images, got {len(accuracy)} and, of {name}, "
-                f"{len(accuracy_there)}"
+                f"expected curves of the same images, got {images} and, of {name}, "
+                f"{len(scores_there)}"
             )
-        means_there = torch.stack([c[drawn].mean(dim=1) for c in accuracy_there.T], dim=1)
-        mean_there = accuracy_there.mean(dim=0)
-        for index, row in enumerate(sorted(own, key=lambda row: row["rung"])):
-            level = accuracy[:, index].mean()
+        means, means_there = (
+            torch.stack([column[drawn].mean(dim=1) for column in some.T], dim=1)  # (B, R)
+            for some in (scores, scores_there)
+        )
+        mean, mean_there = scores.mean(dim=0), scores_there.mean(dim=0)
+        for index, row in enumerate(own):
+            level = mean[index]
             at = psnr_at_accuracy(theirs.tolist(), mean_there.tolist(), float(level))
-            gain = _crossing(decibels, accuracy.mean(dim=0)[None], level[None])
+            gain = _crossing(decibels, mean[None], level[None])
             gain = gain - _crossing(theirs, mean_there[None], level[None])
             gains = _crossing(decibels, means, means[:, index])
             gains = gains - _crossing(theirs, means_there, means[:, index])
             low, high = interval_of(gains)
             bound = "" if at is not None else "at most" if mean_there[-1] > level else "at least"
-            rows.append({"rung": row["rung"], "against": name, "bit_accuracy": float(level),
-                         "psnr_against": at, "gain": float(gain), "gain_low": low,
-                         "gain_high": high, "bound": bound})  # fmt: skip
+            rows.append({"rung": row["rung"], "against": name, "compared": score,
+                         "bit_accuracy": row["bit_accuracy"], "psnr_against": at,
+                         "gain": float(gain), "gain_low": low, "gain_high": high, "bound": bound}
+                        )  # fmt: skip
     return rows

@@ -225,7 +225,7 @@ def fit(
     )
     settings = plain_settings(
         network=network_name(config), config=asdict(config), curriculum=asdict(curriculum),
-        seed=seed,
+        seed=seed, learning_rate=learning_rate, entries=len(images), held_out=held_out,
     )  # fmt: skip
     if tuple(attack_names) != tuple(PAPER_ATTACKS):  # states from before there was a choice go on
         settings["attack_names"] = list(attack_names)
@@ -294,8 +294,10 @@ def fit(
     chosen = torch.randperm(len(train_rows), generator=generator)[:4096]
     calibration = images[train_rows[chosen]]
     whitened = whiten(extractor, (b.to(device).float() / 255 for b in calibration.split(64)))
+    state.say_if_unfinished()
     details = {**settings, **budget.state(), "images": state.images,
-               "strength": state.strength, "evaluation": figures}  # fmt: skip
+               "strength": state.strength, "attack_strength": state.attack_strength,
+               "evaluation": figures}  # fmt: skip
     if processes.is_main:
         log_row(out, budget, {"evaluation": figures})
         save_extractor(out / "extractor", whitened, details=details)

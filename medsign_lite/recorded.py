@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medsign_lite import attacker, table1_weights, table2
 from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import MODALITIES
 from medsign_lite.gate_measurements import weights_of
@@ -35,7 +36,8 @@ class Step:
 
     Attributes:
         command: module and arguments after `python -m`. MANIFEST, RESULTS and WORK stand for the
-            manifest, the folder of results and one for parts, which the weights' contents name.
+            manifest, the folder of results and one for samples and parts, which is named after the
+            pipeline's contents: commands that draw the same images find each other's.
         output: the file's name in results/.
         parts: sub-folders of the weights that its figures are of; None for all, () for none.
         settings: keys of the recorded configuration that have to have these values.
@@ -60,15 +62,20 @@ def _gate(name: str) -> Step:
 
 
 def _of_modality(
-    module: str, name: str, modality: str, *, needs: tuple = (), more: str = ""
+    module: str,
+    name: str,
+    modality: str,
+    *,
+    parts: tuple[str, ...],
+    needs: tuple = (),
+    more: str = "",
 ) -> Step:
     command = (
         f"medsign_lite.{module} --modality {modality} --images {IMAGES} --data MANIFEST "
         f"--work WORK --out RESULTS/{name}_{modality}.json"
     )
     return Step(command=command + more, output=f"{name}_{modality}.json", needs=needs,
-                parts=("pipeline", "extractor", f"decoder_{modality}"),
-                settings={"images": IMAGES})  # fmt: skip
+                parts=parts, settings={"images": IMAGES})  # fmt: skip
 
 
 KINDS = ("reconstruction", "generation", "localisation_generated", "watermark")
@@ -79,11 +86,13 @@ REAL = "../shared/data"
 # In this order; a new recorded file gets a line here.
 STEPS = {step.name: step for step in (
     *map(_gate, GATES),
-    *(_of_modality("attacker", "attacker", m) for m in MODALITIES),
-    *(_of_modality("table1", "table1", m, needs=("medsign_lite/table1.py", "build/baselines"))
-      for m in MODALITIES),
-    *(_of_modality("table2", "table2", m, needs=("medsign_lite/table2.py", f"build/variants_{m}"),
-                   more=f" --variants build/variants_{m}") for m in MODALITIES),
+    *(_of_modality("attacker", "attacker", m, parts=attacker.weights_of(m)) for m in MODALITIES),
+    *(_of_modality("table1", "table1", m, parts=attacker.weights_of(m), needs=tuple(
+        f"build/baselines/{folder}" for folder in table1_weights.made(m)
+    )) for m in MODALITIES),
+    *(_of_modality("table2", "table2", m, parts=table2.weights_of(m), needs=(
+        f"build/variants_{m}/medsign/seed-0/decoder", "medsign_lite/weights/classifier_mixer",
+    ), more=f" --variants build/variants_{m}") for m in MODALITIES),
     Step(command="medsign_lite.paper_drawings --data MANIFEST --out RESULTS",
          output="paper_figures.json"),
     Step(command="benchmarks.attention --output RESULTS/attention_benchmark.json",
@@ -102,20 +111,27 @@ STEPS = {step.name: step for step in (
 
 
 def state(step: Step, results: Path = RESULTS, weights: Path = WEIGHTS) -> str:
-    """ "current", "missing", or "stale: ..." with what it was recorded of instead."""
+    """ "current", "missing", "stale: ..." with what it was recorded of instead, or "incomplete:
+    ..." with the rows that a table still lacks."""
     path = results / step.output
     if not path.is_file():
         return "missing"
-    config = read_result(path)["config"]
+    document = read_result(path)
+    config = document["config"]
     for key, wanted in step.settings.items():
         if config.get(key) != wanted:
             return f"stale: {key} {config.get(key)}, not {wanted}"
     if step.parts == ():
         return "current"
-    found, now = config.get("weights"), weights_fingerprint(weights, step.parts)
+    parts = step.parts and [name for name in step.parts if (weights / name).is_dir()]
+    found, now = config.get("weights"), weights_fingerprint(weights, parts)
     if found is None:
         return "stale: it does not say of which weights it is"
-    return "current" if found == now else f"stale: of the weights {found}, which are now {now}"
+    if found != now:
+        return f"stale: of the weights {found}, which are now {now}"
+    if lacking := document["values"].get("missing"):
+        return f"incomplete: without {', '.join(lacking)}"
+    return "current"
 
 
 def missing_inputs(step: Step) -> list[str]:
@@ -125,9 +141,10 @@ def missing_inputs(step: Step) -> list[str]:
 
 def words(step: Step, *, data: Path, results: Path, weights: Path) -> list[str]:
     """The step's command with its placeholders filled in."""
-    mark = weights_fingerprint(weights, step.parts) if step.parts != () else "any"
-    work = ROOT / "build" / "recorded" / f"{step.name}-{mark}"
-    filled = {"MANIFEST": data, "RESULTS": results, "WORK": work}
+    filled = {"MANIFEST": data, "RESULTS": results}
+    if "WORK" in step.command:
+        pipeline = weights_fingerprint(weights, ["pipeline"])
+        filled["WORK"] = ROOT / "build" / "recorded" / pipeline
     found = []
     for word in shlex.split(step.command):
         for placeholder, value in filled.items():

@@ -7,7 +7,8 @@ image is optimised by itself, through random distortions, under a limit on its P
 
 Where this departs from the paper: the residual is weighed by what could just be noticed in the
 image as it was, theirs by a map of SSIM that follows the optimisation; JPEG and brightness are
-among the distortions; what is embedded in a grey image is grey, because a radiograph's file is.
+among the distortions; what is embedded in an image that is all but grey is grey, because a
+radiograph's file is, and a generated one's channels are equal but for a level or two.
 """
 
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from medsign_lite.precision import mixed_precision
 
 EMBEDDING_ATTACKS = ("none", "crop", "rotation", "resize", "blur", "jpeg", "brightness")
 TOLERANCE = 0.1  # dB
+GREY = 3 / 255  # mean spread of the channels below which an image is a radiograph, not a photograph
 
 
 def carriers(dimensions: int, bits: int, *, seed: int) -> Tensor:
@@ -115,7 +117,8 @@ class SSLWatermark:
         if self.perceptual:
             weight = just_noticeable_difference(image)
             weight = weight / weight.amax(dim=(1, 2, 3), keepdim=True)
-        grey = (image == image[:, :1]).flatten(1).all(dim=1)[:, None, None, None]
+        spread = (image.amax(dim=1) - image.amin(dim=1)).mean(dim=(1, 2))
+        grey = (spread < GREY)[:, None, None, None]
         # Free within [0, 1]; weight and scale are at most 1 and bring it nearer to the image.
         free = image.clone().requires_grad_(True)
         optimiser = torch.optim.Adam([free], lr=self.learning_rate)

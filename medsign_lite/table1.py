@@ -7,8 +7,9 @@ Each row is a part of its own (`dct-dwt`, `medsign-sharp`, ...), and so is its c
 over PSNR (`curve-dct-dwt`), what the attacks' conventions do to MedSign and Stable Signature
 (`conventions-medsign-sharp`), and what a grey file leaves of the chroma variant of DCT-DWT
 (`chroma`). A finished part is kept under --work and not repeated, so a run that was killed goes on
-when the same command is given again; parts of another configuration are refused. With `--only` the
-file holds the named parts alone; `--again` measures them anew.
+when the same command is given again. With `--only` the file holds the named parts alone; `--again`
+measures them anew. Each row says when it was measured, and of which commit. An interval is over
+images: every method is trained once, and what another training would give it does not say.
 
 Weights that are not shipped are trained first; `--recipes` prints the commands.
 """
@@ -22,7 +23,7 @@ import torch
 from medsign_lite.attacker import weights_of
 from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import MODALITIES, read_manifest
-from medsign_lite.held_out import generated_latents
+from medsign_lite.held_out import table_latents, table_records
 from medsign_lite.kept_parts import measure_parts
 from medsign_lite.latent_diffusion import BUNDLED, load_pipeline
 from medsign_lite.matched_quality import LADDER, check_ladder, gain_rows
@@ -31,7 +32,7 @@ from medsign_lite.published import table1 as published_rows
 from medsign_lite.results import ROOT, record_result
 from medsign_lite.rows import table
 from medsign_lite.table1_measurements import TableImages, check_empirical_rate, parts
-from medsign_lite.table1_record import COLUMNS, flat_row
+from medsign_lite.table1_record import COLUMNS, flat_row, missing_rows
 from medsign_lite.table1_weights import OWN, ROWS, load_method, recipes
 
 RIVALS = tuple(row for row in ROWS if not row.startswith("medsign"))
@@ -123,22 +124,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = [name for name in names if name in (options.only or names)]
     folder = options.work / f"{options.modality}-{options.images}"
     images, found = _parts(options, folder, {names[name] for name in chosen} - {None})
-    keep = folder / "parts"
-    for name in chosen if options.again else ():
-        (keep / f"{name}.json").unlink(missing_ok=True)
     groups = measure_parts(
-        images, {name: found[name] for name in chosen}, keep=keep,
-        command=_command(options, parser),
+        images, {name: found[name] for name in chosen}, keep=folder / "parts",
+        command=_command(options, parser), again=options.again,
     )  # fmt: skip
     if not options.only or len(groups.get("curves", ())) > len(options.ladder):
         groups["gains"] = gains(groups["curves"], images.generator("gains"), options.resamples)
     for row in groups.get("curves", ()):
-        del row["matches_per_image"]  # of use to the comparison alone
+        del row["accuracy_per_image"], row["log10_p_per_image"]  # of use to the comparison alone
     fingerprint = weights_fingerprint(options.weights, weights_of(options.modality))
     config = {"modality": options.modality, "weights": fingerprint} | images.config()
     config["ladder"] = options.ladder
     config["parts"] = {name: found[name].settings for name in chosen}
-    record_result(options.out, groups, config)
+    record_result(options.out, groups | {"missing": missing_rows(groups)}, config)
     if "rows" in groups:
         shown = table([flat_row(row) for row in groups["rows"]], ["row", *COLUMNS], decimals=3)
         print(shown.set_index("row").T.to_string())
@@ -157,10 +155,11 @@ def _parts(
         )
         for row in ROWS if row in rows
     ]  # fmt: skip
-    latents = generated_latents(
-        pipeline, read_manifest(options.data, check_files=False), folder / "samples",
-        modality=options.modality, count=options.images, cache=options.cache,
+    records = table_records(
+        pipeline.tokenizer, read_manifest(options.data, check_files=False),
+        modality=options.modality, count=options.images,
     )  # fmt: skip
+    latents = table_latents(pipeline, records, folder / "samples", cache=options.cache)
     images = TableImages(
         vae=pipeline.vae, latents=latents, seed=options.seed, resamples=options.resamples,
         false_positive_rate=options.false_positive_rate, empirical_rate=options.empirical_rate,

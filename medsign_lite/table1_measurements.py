@@ -7,9 +7,14 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from medsign_lite.attacks import CONVENTIONS, PAPER_ATTACKS, Attack
+from medsign_lite.attacks import CONVENTIONS, PAPER_ATTACKS, Attack, specification
 from medsign_lite.checkpoints import digest
-from medsign_lite.detection import empirical_false_positive_rate, extract_logits, images_needed
+from medsign_lite.detection import (
+    empirical_false_positive_rate,
+    extract_logits,
+    fitted_false_positive_rate,
+    images_needed,
+)
 from medsign_lite.evaluation import evaluate_attacks, quality_row
 from medsign_lite.images import quantise
 from medsign_lite.kept_parts import Part
@@ -90,6 +95,7 @@ class TableImages:
             "false_positive_rate": self.false_positive_rate,
             "empirical_rate": self.empirical_rate,
             "resamples": self.resamples,
+            "attacks": specification((PAPER_ATTACKS | CONVENTIONS).values()),
         }
 
 
@@ -119,8 +125,10 @@ def method_row(
     """The row of a method, as a list of one.
 
     row, method (its title), bits, settings, images, psnr, ssim and seconds with their intervals;
-    "attacks", rows of `evaluate_attacks`; "counted", the share of unmarked images that match as if
-    they were marked at the empirical rate, where there are images enough.
+    "attacks", rows of `evaluate_attacks`; and "unmarked", a row per attack of what the attacked
+    originals match of the message: attack, rate (of the threshold), fitted_rate (what that
+    threshold lets through if bits lean as they do here, see `fitted_false_positive_rate`), and,
+    where there are images enough, "counted" at the empirical rate.
     """
     check_readable(method, images.originals[:1])
     drawn, seconds = images.drawn(method)
@@ -132,12 +140,26 @@ def method_row(
         drawn, images.originals, method.read, method.message,
         false_positive_rate=images.false_positive_rate, **options,
     )  # fmt: skip
-    if images.empirical_rate is not None:
-        parts = images.originals.split(64)
-        logits = torch.cat([extract_logits(method.read, part) for part in parts])
-        rates = (images.empirical_rate,)
-        (row["counted"],) = empirical_false_positive_rate(logits, method.message, rates=rates)
+    row["unmarked"] = unmarked_rows(images, method)
     return [row]
+
+
+def unmarked_rows(images: TableImages, method: WatermarkMethod) -> list[dict]:
+    """How often unmarked images pass for marked, attack by attack; see `method_row`.
+
+    The threshold's theory takes bits for fair coins. Of generated images they need not be.
+    """
+    rows, rate = [], images.false_positive_rate
+    for name, attack in PAPER_ATTACKS.items():
+        parts = images.originals.split(64)
+        logits = torch.cat([extract_logits(method.read, attack(part)) for part in parts]).cpu()
+        fitted = fitted_false_positive_rate(logits, method.message, rate)
+        row = {"attack": name, "rate": rate, "fitted_rate": fitted}
+        if images.empirical_rate is not None:
+            rates = (images.empirical_rate,)
+            (row["counted"],) = empirical_false_positive_rate(logits, method.message, rates=rates)
+        rows.append(row)
+    return rows
 
 
 def curve_rows(

@@ -15,11 +15,12 @@ from medsign_lite.table1_weights import OWN, ROWS
 
 # What a table shows of a row, in order; each has its interval.
 COLUMNS = (
-    "psnr", "ssim", *PAPER_ATTACKS, "mean", "true_positive_rate", "log10_p", "seconds",
+    "psnr", "ssim", *PAPER_ATTACKS, "mean", "true_positive_rate", "log10_p",
+    "unmarked_bit_accuracy", "seconds",
 )  # fmt: skip
 ROUNDING = 0.02  # of a figure that agrees in any case: one bit of 48, or a hundredth of a dB
 _SHARED = ("modality", "weights", "images", "seed", "latents", "autoencoder", "false_positive_rate",
-           "empirical_rate", "resamples", "ladder")  # fmt: skip
+           "empirical_rate", "resamples", "attacks", "ladder")  # fmt: skip
 
 
 def read_table1(*paths: str | Path) -> dict:
@@ -69,7 +70,9 @@ def _identity(row: Mapping) -> tuple:
 def flat_row(row: Mapping) -> dict:
     """A row with the columns of the paper's table: method, bits, images and `COLUMNS`.
 
-    The attacks are bit accuracies; true_positive_rate and log10_p are over all six together.
+    The attacks are bit accuracies; true_positive_rate, log10_p and unmarked_bit_accuracy (of the
+    originals; a half if their bits are fair coins) are over all six together. fitted_rate is the
+    largest of `method_row`'s: above the threshold's own rate, the p-values are too good.
     """
     flat = {name: row[name] for name in ("row", "method", "bits", "images")}
     for name in ("psnr", "ssim", "seconds"):
@@ -77,9 +80,9 @@ def flat_row(row: Mapping) -> dict:
     for attacked in row["attacks"]:
         flat |= _with_interval(attacked, "bit_accuracy", attacked["attack"])
         if attacked["attack"] == "mean":
-            for name in ("true_positive_rate", "log10_p"):
+            for name in ("true_positive_rate", "log10_p", "unmarked_bit_accuracy"):
                 flat |= _with_interval(attacked, name, name)
-    return flat
+    return flat | {"fitted_rate": max(part["fitted_rate"] for part in row["unmarked"])}
 
 
 def _with_interval(row: Mapping, name: str, new: str) -> dict:

@@ -6,9 +6,11 @@ commands below, in this order, into one folder BASELINES (build/baselines by def
 folder; an interrupted command goes on when it is given again.
 
 `recipes` returns them with the names put in. Stable Signature has two rows. The published one gets
-an extractor of HiDDeN's kind that saw no rotation, brightness or blur; the fair one reads with
-MedSign's extractor, so that only the decoders differ. MedSign's literal map is Eq. 1 as printed.
-For SSL Watermark in the features of a ResNet-50 of DINO's, `--resnet50 FILE` takes the place of
+an extractor of HiDDeN's kind that saw no rotation, brightness or blur, and a plain fine-tuning. The
+fair one reads with MedSign's extractor and is trained as MedSign's decoder is, with its message,
+but for the two losses and the attacks that are MedSign's own. MedSign's literal map is Eq. 1 as
+printed. The samples come with the maps that `medsign_lite.ablations` asks for as well. For SSL
+Watermark in the features of a ResNet-50 of DINO's, `--resnet50 FILE` takes the place of
 `--minutes 60` in its command.
 """
 
@@ -17,7 +19,8 @@ from pathlib import Path
 
 from medsign_lite.attacks import STABLE_SIGNATURE_ATTACKS
 from medsign_lite.backbone import load_backbone
-from medsign_lite.decoder_recipe import MINUTES, recipe
+from medsign_lite.checkpoints import digest
+from medsign_lite.decoder_recipe import MESSAGES, MINUTES, SAMPLES, recipe
 from medsign_lite.extractor import load_extractor
 from medsign_lite.finetuning import PRESETS
 from medsign_lite.latent_diffusion import Autoencoder, load_decoder
@@ -45,27 +48,27 @@ TITLES = {
     "medsign-sharp": "MedSign, sharp map",
 }
 _AS_PUBLISHED = " ".join(STABLE_SIGNATURE_ATTACKS)
-_FINETUNING = "python -m medsign_lite.finetuning --modality {m} --pipeline {w}/pipeline"
-_PLAIN = "--total-variation 0 --preservation 0 --attack-strength 0 --minutes 30"
-_SAMPLES = (
-    "python -m medsign_lite.sample_cache --data MANIFEST --pipeline {w}/pipeline --modality {m} "
-    "--count 1504"
+_FINETUNING = (
+    "python -m medsign_lite.finetuning --modality {m} --pipeline {w}/pipeline "
+    "--cache {b}/cache_{m} --message {message}"
 )
+_PLAIN = "--total-variation 0 --preservation 0 --attack-strength 0"
 RECIPES = {  # by the folder that each one fills
     "ssl_watermark": "python -m medsign_lite.backbone_training --data MANIFEST --minutes 60",
     "wam_kind": "python -m medsign_lite.localised_training --data MANIFEST --minutes 120",
-    "cache_{m}": f"{_SAMPLES} --scale sharp",
-    "cache_{m}_literal": f"{_SAMPLES} --scale literal",
+    "cache_{m}": "python -m medsign_lite.sample_cache --data MANIFEST --pipeline {w}/pipeline "
+    f"--modality {{m}} --count {SAMPLES} --scale sharp "
+    "--kinds sharp literal sharp_without_cas without_aas",
     "extractor_published": "python -m medsign_lite.pretraining --images MANIFEST --network folded "
     f"--attacks {_AS_PUBLISHED} --minutes 60",
-    "stable_signature_published_{m}": f"{_FINETUNING} --cache {{b}}/cache_{{m}} "
-    f"--extractor {{b}}/extractor_published/extractor {_PLAIN}",
-    "stable_signature_{m}": f"{_FINETUNING} --cache {{b}}/cache_{{m}} --extractor {{w}}/extractor "
-    f"{_PLAIN}",
+    "stable_signature_published_{m}": f"{_FINETUNING} "
+    f"--extractor {{b}}/extractor_published/extractor {_PLAIN} --minutes 30",
+    # Without attacks all reads of an image are the same one.
+    "stable_signature_{m}": f"{_FINETUNING} --extractor {{w}}/extractor {{recipe}} {_PLAIN} "
+    "--reads 1",
     # As `make weights` makes decoders, but for the map. The shipped fundus decoder is older: for a
     # fair pair of rows the sharp one has to be trained by this recipe as well.
-    "medsign_literal_{m}": f"{_FINETUNING} --cache {{b}}/cache_{{m}}_literal "
-    f"--extractor {{w}}/extractor {{recipe}}",
+    "medsign_literal_{m}": f"{_FINETUNING} --kind literal --extractor {{w}}/extractor {{recipe}}",
 }
 
 
@@ -73,12 +76,20 @@ def recipes(modality: str, *, weights: str | Path, baselines: str | Path) -> dic
     """The commands that train what is not shipped, in order, by the folder each one fills."""
     if modality not in PRESETS:
         raise ValueError(f"expected a modality among {', '.join(PRESETS)}, got {modality!r}")
-    names = {"m": modality, "w": weights, "b": baselines}
+    names = {"m": modality, "w": weights, "b": baselines, "message": MESSAGES[modality]}
     names["recipe"] = " ".join((*recipe(modality), "--minutes", str(MINUTES[modality])))
     return {
         folder.format(**names): f"{command} --out {{b}}/{folder}".format(**names)
         for folder, command in RECIPES.items()
     }
+
+
+def made(modality: str) -> tuple[str, ...]:
+    """What the recipes leave in BASELINES for the table, seen from there."""
+    parts = {"ssl_watermark": "backbone", "wam_kind": "watermark",
+             "extractor_published": "extractor"}  # fmt: skip
+    folders = (folder.format(m=modality) for folder in RECIPES if not folder.startswith("cache"))
+    return tuple(f"{folder}/{parts.get(folder, 'decoder')}" for folder in folders)
 
 
 def load_method(
@@ -116,6 +127,12 @@ def load_method(
     def decoder(path: Path, extractor: Path) -> WatermarkMethod:
         network, about = load_decoder(path, vae)
         reader = load_extractor(extractor, device=device)
+        trained_with = about.get("extractor")
+        if trained_with not in (None, digest(reader)):
+            raise ValueError(
+                f"row {key}: {path} was trained with the extractor {trained_with}, and {extractor} "
+                f"is {digest(reader)}: train it again, or name the extractor's own --weights"
+            )
         message = message_from_string(about["message"], bits=reader.config.bits)
         return of_decoder(key, TITLES[key], network.to(device), message, reader)
 

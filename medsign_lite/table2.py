@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 
 from medsign_lite.checkpoints import weights_fingerprint
-from medsign_lite.claims import REFERENCE, claim_rows
+from medsign_lite.claims import REFERENCE, SEEDS, claim_rows
 from medsign_lite.data import FINDINGS, MODALITIES, read_manifest
 from medsign_lite.diagnostic_scores import require_findings
 from medsign_lite.extractor import load_extractor
+from medsign_lite.held_out import table_latents, table_records
 from medsign_lite.judge_networks import load_segmenter
 from medsign_lite.kept_parts import measure_parts
 from medsign_lite.latent_diffusion import BUNDLED, load_pipeline
@@ -28,13 +29,13 @@ from medsign_lite.processor import tune_processor
 from medsign_lite.results import ROOT, read_result, record_result
 from medsign_lite.table2_measurements import (
     RANDOM,
+    SHIPPED,
     TITLES,
     Material,
     about_map,
+    at_floor,
     decoders,
     parts,
-    readable_records,
-    sampled_latents,
 )
 from medsign_lite.table2_rows import against, table2_row
 from medsign_lite.xrayvision import open_classifier
@@ -73,7 +74,8 @@ def make_table(
     for row, seeds in measured.items():
         options = {"generator": material.generator(f"row {row}"), "resamples": resamples}
         about = {"row": row, "title": TITLES[row], "command": command.format(row=row)}
-        about["map"] = about_map(chosen[row])
+        about |= {"map": about_map(chosen[row]), "at_floor": at_floor(chosen[row])}
+        about["measured"] = {seed: scores["measured"] for seed, scores in seeds.items()}
         rows.append(about | table2_row(
             seeds, findings=material.findings, labels=material.labels, **options
         ))  # fmt: skip
@@ -158,24 +160,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = {name: every[name] for name in options.only or every}
     if REFERENCE in every:  # what every difference is taken from
         chosen = {REFERENCE: every[REFERENCE]} | chosen
-    command = (
-        f"python -m medsign_lite.table2 --modality {options.modality} --images {options.images} "
-        f"--data MANIFEST --variants FOLDER --out {options.out.name} --only {{row}}"
-    )
+    command = _command(options, parser)
     rows, made = make_table(
         material, chosen, keep=work / "parts", command=command, resamples=options.resamples
     )
+    config = material.config() | {"resamples": options.resamples}
     if options.only:
-        rows, made = joined(rows, made, material.config(), options.out)
+        rows, made = joined(rows, made, config, options.out)
     missing = [name for name in TITLES if name not in {row["row"] for row in rows}]
-    values = {"rows": rows, "claims": claim_rows(rows), "missing": missing}
-    shipped = ("pipeline", "extractor", f"decoder_{options.modality}")
+    few = [row["row"] for row in rows if row["row"] != SHIPPED and len(row["seeds"]) < SEEDS]
+    values = {"rows": rows, "claims": claim_rows(rows), "missing": missing + few}
+    shipped = weights_of(options.modality)
     there = [name for name in shipped if (options.weights / name).is_dir()]
     about = {"decoders": made, "weights": weights_fingerprint(options.weights, there)}
-    record_result(options.out, values, material.config() | about)
+    record_result(options.out, values, config | about)
     print(f"recorded: {', '.join(row['row'] for row in rows)} in {options.out}")
     if missing:
         print(f"no decoder yet of: {', '.join(missing)} (medsign_lite.ablations trains them)")
+    if few:
+        print(f"of fewer than {SEEDS} seeds: {', '.join(few)}")
+
+
+def weights_of(modality: str) -> tuple[str, ...]:
+    """Sub-folders of the weights that the table's figures depend on: the judges as well."""
+    judges = ("classifier", "classifier_mixer", "segmenter")
+    return ("pipeline", "extractor", f"decoder_{modality}", *judges)
+
+
+def _command(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """What measures a {row} again; folders and files are capitals."""
+    words = [f"python -m medsign_lite.table2 --modality {options.modality}"]
+    words.append(f"--images {options.images} --data MANIFEST --variants FOLDER --out FILE")
+    words += [f"--{name} {getattr(options, name)}" for name in ("seed", "resamples")
+              if getattr(options, name) != parser.get_default(name)]  # fmt: skip
+    words += [f"--{name} {name.upper()}" for name in ("weights", "classifier", "cache")
+              if getattr(options, name) != parser.get_default(name)]  # fmt: skip
+    return " ".join([*words, "--only {row}"])
 
 
 def _material(options: argparse.Namespace, work: Path) -> Material:
@@ -188,15 +208,12 @@ def _material(options: argparse.Namespace, work: Path) -> Material:
         raise ValueError(f"there is no classifier in {weights}")
     require_findings(classifiers, FINDINGS[options.modality])
     pipeline = load_pipeline(weights / "pipeline")
-    records = readable_records(
-        pipeline, read_manifest(options.data, check_files=False),
+    records = table_records(
+        pipeline.tokenizer, read_manifest(options.data, check_files=False),
         modality=options.modality, count=options.images,
     )  # fmt: skip
     with torch.no_grad():
-        latents = sampled_latents(
-            pipeline, records, count=options.images, folder=options.cache or work / "samples",
-            sampled=options.cache is not None,
-        )  # fmt: skip
+        latents = table_latents(pipeline, records, work / "samples", cache=options.cache)
     return Material(
         modality=options.modality,
         pipeline=pipeline,

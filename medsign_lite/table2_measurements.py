@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from medsign_lite.ablations import VARIANTS
+from medsign_lite.attacks import PAPER_ATTACKS, specification
 from medsign_lite.checkpoints import digest, load_checkpoint
 from medsign_lite.data import FINDINGS, Record
-from medsign_lite.held_out import readable
 from medsign_lite.images import quantise
 from medsign_lite.kept_parts import Part
-from medsign_lite.latent_cache import read_latent_cache
 from medsign_lite.latent_diffusion import LatentDecoder, decode, load_decoder
 from medsign_lite.map_variants import moved_residual
+from medsign_lite.matched_quality import match_psnr
 from medsign_lite.messages import message_from_string
+from medsign_lite.metrics import psnr
 from medsign_lite.random_streams import named_generator
 from medsign_lite.results import to_json
-from medsign_lite.sample_cache import FIRST_SEED, choose_records, sample_with_maps
 from medsign_lite.table2_rows import image_scores
 
 RANDOM = "random_residual"  # made of MedSign's images, not trained
@@ -89,6 +89,7 @@ class Material:
             "pipeline": digest(self.pipeline.vae), "extractor": digest(self.extractor),
             "segmenter": digest(self.segmenter),
             "classifiers": {name: digest(one) for name, one in self.classifiers.items()},
+            "attacks": specification(PAPER_ATTACKS.values()),
         })  # fmt: skip
 
     def config(self) -> dict:
@@ -103,45 +104,6 @@ class Material:
             marked, self.original, self.masks, extractor=self.extractor, message=message,
             classifiers=classify,
         )  # fmt: skip
-
-
-def sampled_latents(
-    pipeline, records: Sequence[Record], *, count: int, folder: Path, sampled: bool
-) -> Tensor:
-    """Latents (N, C, h, w) of the first `count` of records, sampled into a folder or read from it.
-
-    The seeds are those of every watermark's test images. `sampled`: the folder is one of another
-    command, and is only read.
-
-    Raises:
-        ValueError: if the folder holds too few, or other prompts.
-    """
-    prompts = [record.report for record in records]
-    if not sampled:
-        first = FIRST_SEED["test"]
-        sample_with_maps(
-            pipeline, prompts, [()] * count, folder, seeds=range(first, first + count)
-        )  # fmt: skip
-    cache = read_latent_cache(folder, LatentDecoder(pipeline.vae).eval(), limit=count)
-    if len(cache) < count:
-        raise ValueError(f"{folder} holds {len(cache)} latents, {count} were asked for")
-    if list(cache.prompts) != prompts:
-        raise ValueError(f"{folder} holds samples of other prompts than the manifest's test split")
-    return cache.latents.float()
-
-
-def readable_records(
-    pipeline, records: Sequence[Record], *, modality: str, count: int
-) -> list[Record]:
-    """The first `count` readable records of the test split, as every watermark is scored on."""
-    some = readable(pipeline.tokenizer, [r for r in records if r.modality == modality])
-    chosen = choose_records(some, modality=modality, split="test", count=count)
-    if len({record.id for record in chosen}) < count:
-        raise ValueError(
-            f"{count} different {modality} reports are needed, the test split has "
-            f"{len({record.id for record in chosen})}"
-        )
-    return chosen
 
 
 def decoders(variants: Path | None, shipped: Path | None) -> dict[str, dict[str, Path]]:
@@ -169,6 +131,16 @@ def about_map(folders: Mapping[str, Path]) -> dict | None:
     return config.get("ablation", {}).get("map")
 
 
+def at_floor(folders: Mapping[str, Path]) -> bool:
+    """Did the factor of the image losses end where it began for one of these decoders?
+
+    Such a decoder was never free to trade message for quality, so its quality does not say what the
+    message would have cost at the same bit accuracy as another's.
+    """
+    configs = [load_checkpoint(folder, kind="decoder")[1] for folder in folders.values()]
+    return any(c["quality"] <= c["first_quality"] for c in configs if "quality" in c)
+
+
 def parts(material: Material, row: str, folders: Mapping[str, Path]) -> dict[str, Part]:
     """What is measured and kept for a row, by the names of the files: one part per seed.
 
@@ -189,7 +161,10 @@ def parts(material: Material, row: str, folders: Mapping[str, Path]) -> dict[str
         ) -> list[dict]:
             marked = quantise(decode(decoder, material.latents).cpu())
             if row == RANDOM:
+                quality = psnr(marked, material.original, data_range=1.0)
                 marked = moved_residual(marked, material.original, generator=generator)
+                # What is cut off at black and white would leave it weaker.
+                marked = match_psnr(marked, material.original, quality)
             return [material.scores(marked, message)]
 
         settings = {"row": row, "decoder": digest(decoder), "message": digest([message])}

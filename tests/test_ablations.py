@@ -19,7 +19,7 @@ RECIPE = {
     "perceptual": "masked-pyramid-0", "attack_names": ["none", "jpeg"], "temperature": 1.0,
     "optimiser": "adamw", "reads": 1,
     "read_well": 0.9, "first_quality": 0.3, "last_quality": 8.0, "quality_growth": 0.02,
-    "batch_size": 2, "average": 0.5,
+    "batch_size": 2, "average": 0.5, "learning_rate": 5e-4,
 }  # fmt: skip
 KINDS = ["sharp", "literal", "sharp_without_cas", "without_aas"]
 
@@ -105,6 +105,17 @@ def test_caches_give_each_variant_its_maps(made):
         caches.of_kind("masks")
     with pytest.raises(ValueError, match="holds no maps of kind 'round'"):
         caches.of_kind("round")
+
+
+def test_training_is_mirrored_where_the_recipe_is(made):
+    caches = Caches(folder=made / "cache", modality="chest", pipeline=tiny_pipeline(),
+                    mirrored=True, held_out=1)  # fmt: skip
+    plain, cache = caches.of_kind("literal"), caches.training("literal")
+    assert len(cache) == 4 * 3 + 1 and torch.equal(cache.maps[-1], plain.maps[-1])
+    assert torch.equal(cache.maps[3:6], plain.maps[:3].flip(-1))
+    other = caches.training("sharp")  # decoded once for all kinds
+    assert torch.equal(other.originals, cache.originals)
+    assert not torch.equal(other.maps, cache.maps)
 
 
 def test_variants_go_on_from_one_start_and_are_not_trained_again(run, monkeypatch):

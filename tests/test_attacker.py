@@ -26,12 +26,12 @@ def models(tmp_path_factory):
     tiny_autoencoder().save_pretrained(folder / "tiny")
     save_checkpoint(folder / "extractor", {"w": torch.ones(1)}, {"kind": "extractor"})
     records = [Record(id=f"{split}{i}", image=folder / "image.png", modality="chest", split=split,
-                      report="no edema") for split in ("train", "test")
+                      report=" ".join(["edema"] * (i % 6)) or "no") for split in ("train", "test")
                for i in range(HELD_OUT + 2)]  # fmt: skip
     save_image(torch.rand(3, 32, 32), folder / "image.png")
     write_manifest(folder / "manifest.csv", records)
     write_latent_cache(folder / "cache", torch.randn(4, 4, 16, 16), torch.zeros(4, 16, 16),
-                       ["no edema"] * 4)  # fmt: skip
+                       ["no", "edema", "edema edema", "edema edema edema"])  # fmt: skip
     return folder
 
 
@@ -99,6 +99,8 @@ def test_main_refuses(run, models, tmp_path, capsys):
     assert "unknown parts ['curve-fog']: expected some of unattacked" in capsys.readouterr().err
     with pytest.raises(ValueError, match="holds 4 latents, 5 were asked for"):
         run(images=5)
+    with pytest.raises(ValueError, match="7 different chest reports are needed"):
+        run(images=7)
     with pytest.raises(ValueError, match="3 images of the attacker and 32 more are needed"):
         run(**{"own-images": 3})
     with pytest.raises(ValueError, match=r"different names, got \['original', 'tiny', 'tiny'\]"):

@@ -114,6 +114,14 @@ def test_stable_signatures_attacks_can_be_drawn_and_neither_turn_nor_brighten():
     assert sorted(attacks.STABLE_SIGNATURE_ATTACKS).count("jpeg") == 2
 
 
+def test_specification_changes_with_what_an_attack_does():
+    names = attacks.PAPER_ATTACKS
+    first = attacks.specification(names.values())
+    assert first == attacks.specification([*names.values()]) and len(first) == 12
+    other = names | {"jpeg": dataclasses.replace(names["jpeg"], parameters={"quality": 51})}
+    assert attacks.specification(other.values()) != first
+
+
 def test_every_sweep_lies_in_its_range():
     assert set(attacks.RANGES) == set(attacks.SWEEPS)
     for name, values in attacks.SWEEPS.items():

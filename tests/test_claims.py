@@ -112,8 +112,18 @@ def test_fewer_than_three_seeds_decide_nothing():
     assert claim_rows(rows, claim)[0]["verdict"] == HOLDS
     rows[1]["seeds"] = ["0", "1"]
     (row,) = claim_rows(rows, claim)
-    assert row["verdict"] == OPEN and row["why"] == "Of 3 seeds that are asked for, 2 were trained."
+    assert (
+        row["verdict"] == OPEN and row["why"] == "Of 3 seeds that are asked for, both rows have 2."
+    )
     assert "-5.00" in row["measured"]
+
+
+def test_decoders_that_never_read_well_decide_nothing():
+    claim, apart = one("signature_psnr"), {"psnr": figure(-5.0, 0.01, 0.01)}
+    rows = table("stable_signature", apart)
+    rows[1]["at_floor"] = True
+    (row,) = claim_rows(rows, claim)
+    assert row["verdict"] == OPEN and "stable_signature never read well enough" in row["why"]
 
 
 def test_a_missing_row_is_said():

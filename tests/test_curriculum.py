@@ -27,6 +27,15 @@ def test_curriculum_stays_easy_until_nine_bits_in_ten_are_read():
     assert curriculum.taken_off
 
 
+def test_a_curriculum_that_ends_early_says_so(capsys):
+    curriculum = Curriculum(CurriculumConfig(), bits=4, attack_strength=0.25)
+    curriculum.say_if_unfinished()
+    assert "ended at 0.25 of the attacks' strength" in capsys.readouterr().err
+    curriculum.attack_strength = 1.0
+    curriculum.say_if_unfinished()
+    assert not capsys.readouterr().err
+
+
 def test_curriculum_grows_harder_and_stops_at_the_hardest():
     config = CurriculumConfig(attack_images=6_400, strength_images=12_800)
     curriculum = Curriculum(config, bits=4)

@@ -203,6 +203,23 @@ def test_empirical_false_positive_rate_shows_bias_that_random_messages_hide():
     assert hidden["low"] <= hidden["theory"] <= hidden["high"]
 
 
+def test_fitted_false_positive_rate_is_the_tail_of_coins_that_lean(message):
+    stream = generator()
+    matches = torch.rand(4000, 48, generator=stream) < 0.7
+    logits = torch.where(matches, 2 * message - 1, 1 - 2 * message)
+    fitted = detection.fitted_false_positive_rate(logits, message, 1e-3)  # 36 of 48 are needed
+    assert fitted == pytest.approx(binom.sf(35, 48, 0.7), rel=0.1)
+    fair = torch.randn(20_000, 48, generator=stream)
+    fitted = detection.fitted_false_positive_rate(fair, message, 1e-3)
+    assert fitted == pytest.approx(detection.p_value(36, 48), rel=0.1)
+    stuck = torch.ones(5, 48)  # and known bits are no coins at all
+    assert detection.fitted_false_positive_rate(stuck, torch.ones(48), 1e-6) == 1
+    half = torch.tensor([1.0, 0.0]).repeat(24)
+    assert detection.fitted_false_positive_rate(stuck, half, 1e-6) == 0
+    with pytest.raises(ValueError, match="48 bits"):
+        detection.fitted_false_positive_rate(stuck, torch.ones(2), 1e-6)
+
+
 @pytest.mark.parametrize(("rate", "images"), [(0.5, 5), (1e-2, 299), (1e-3, 2995)])
 def test_images_needed_show_a_false_alarm_with_95_percent(rate, images):
     assert detection.images_needed(rate) == images

@@ -73,6 +73,15 @@ def test_evaluate_attacks_by_hand(extractor, message):
     assert rows["mean"]["true_positive_rate"] == pytest.approx(sum(rates) / 6)
 
 
+def test_an_interval_does_not_collapse_where_every_image_is_found(extractor, message):
+    chosen = {name: PAPER_ATTACKS[name] for name in ("none", "jpeg")}
+    row = evaluate(write(message.repeat(20, 1)), None, extractor, message, attacks=chosen)["mean"]
+    assert row["true_positive_rate"] == 1 and 0.8 < row["true_positive_rate_low"] < 1
+    none = evaluate(write(1 - message.repeat(20, 1)), None, extractor, message, attacks=chosen)
+    assert none["mean"]["true_positive_rate"] == 0
+    assert 0 < none["mean"]["true_positive_rate_high"] < 0.2
+
+
 def test_evaluate_attacks_agrees_with_attacking_by_hand(extractor, message):
     images = marked(message)
     rows = evaluate(images, None, extractor, message)

@@ -250,6 +250,28 @@ def test_fit_refuses_another_message_in_the_same_folder(tmp_path):
             **SETTINGS)  # fmt: skip
 
 
+def test_fit_goes_on_with_no_other_cache_extractor_or_start(tmp_path):
+    vae, extractor = tiny_vae(), tiny_extractor()
+    cache = tiny_cache(vae)
+    fit(copy_decoder(vae), cache, MESSAGE, extractor, WEIGHTS, tmp_path, steps=1, **SETTINGS)
+    moved = copy_decoder(vae)
+    with torch.no_grad():
+        moved.decoder.conv_out.bias += 0.1
+    for decoder, others, reader, name in (
+        (copy_decoder(vae), replace(cache, latents=cache.latents + 1), extractor, "latents"),
+        (copy_decoder(vae), replace(cache, maps=1 - cache.maps), extractor, "maps"),
+        (copy_decoder(vae), cache, tiny_extractor("group"), "extractor"),
+        (moved, cache, extractor, "start"),
+    ):
+        with pytest.raises(ValueError, match=f"holds a run with other settings.*{name}"):
+            fit(decoder, others, MESSAGE, reader, WEIGHTS, tmp_path, steps=1, **SETTINGS)
+    unmapped = replace(WEIGHTS, preservation=0)  # then the maps do not matter
+    fit(copy_decoder(vae), cache, MESSAGE, extractor, unmapped, tmp_path / "b", steps=1,
+        **SETTINGS)  # fmt: skip
+    fit(copy_decoder(vae), replace(cache, maps=1 - cache.maps), MESSAGE, extractor, unmapped,
+        tmp_path / "b", steps=1, **SETTINGS)  # fmt: skip
+
+
 def test_read_message_takes_bits_or_a_seed():
     assert read_message("1011", bits=4).tolist() == [1, 0, 1, 1]
     drawn = random_message(48, generator=torch.Generator().manual_seed(7))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from medsign_lite.kept_parts import Part, measure_parts
+from medsign_lite.results import read_result
 
 
 class Wanted:
@@ -51,11 +52,22 @@ def test_measure_keeps_finished_parts_and_goes_on(tmp_path):
     assert alone["group second"][0]["command"] == "measure --only second"
 
 
-def test_measure_refuses_parts_of_another_configuration(tmp_path):
-    chosen = counting([])
-    measure_parts(Wanted(images=3), chosen, keep=tmp_path, command="measure")
-    with pytest.raises(ValueError, match="first.json was measured with another configuration"):
-        measure_parts(Wanted(images=4), chosen, keep=tmp_path, command="measure")
-    other = {"first": Part(group="group first", settings={"of": "x"}, measure=lambda _: [])}
-    with pytest.raises(ValueError, match="another configuration: {'images': 3, 'of': 'first'}"):
-        measure_parts(Wanted(images=3), other, keep=tmp_path, command="measure")
+def test_parts_of_another_configuration_are_measured_beside_the_others(tmp_path):
+    calls = []
+    chosen = counting(calls)
+    first = measure_parts(Wanted(images=3), chosen, keep=tmp_path)
+    measure_parts(Wanted(images=4), chosen, keep=tmp_path)
+    other = {"first": Part(group="group first", settings={"of": "x"}, measure=lambda _: [{}])}
+    assert "value" not in measure_parts(Wanted(images=3), other, keep=tmp_path)["group first"][0]
+    assert calls == ["first", "second"] * 2
+    assert measure_parts(Wanted(images=3), chosen, keep=tmp_path) == first and len(calls) == 4
+    measure_parts(Wanted(images=3), chosen, keep=tmp_path, again=True)
+    assert len(calls) == 6
+
+
+def test_rows_say_when_and_of_which_commit_they_were_measured(tmp_path):
+    (row,) = measure_parts(Wanted(images=3), counting([]), keep=tmp_path)["group first"]
+    (path,) = tmp_path.glob("first-*.json")
+    document = read_result(path)
+    assert row["measured"] == f"{document['recorded']} at {document['commit']}"
+    assert document["config"] == {"images": 3, "of": "first"} and "command" not in row

@@ -73,6 +73,8 @@ def test_mirrored_entries_turn_latents_maps_and_images_together(tmp_path):
     written(tmp_path, count=3)
     cache = read_latent_cache(tmp_path, Doubler())
     all_four = with_mirrored(cache, Doubler(), batch_size=2)
+    again = with_mirrored(cache, None, originals=all_four.originals)  # nothing is decoded
+    assert torch.equal(again.originals, all_four.originals)
     assert len(all_four) == 12 and all_four.prompts == cache.prompts * 4
     # The decoder here works pixel by pixel, so a mirrored image is the image mirrored.
     for part, axes in enumerate(((), (-1,), (-2,), (-2, -1))):

@@ -18,8 +18,6 @@ from medsign_lite.matched_quality import (
 )
 from medsign_lite.metrics import psnr
 
-ATTACKS = len(PAPER_ATTACKS)
-
 
 def generator():
     return torch.Generator().manual_seed(0)
@@ -29,7 +27,8 @@ def rows(points, *, bits=10, images=4):
     """A curve of images that are all read alike: {rung: accuracy}, measured PSNR the rung's."""
     return [
         {"rung": rung, "psnr": rung, "bits": bits,
-         "matches_per_image": [round(accuracy * bits * ATTACKS)] * images}
+         "images": images, "bit_accuracy": accuracy, "accuracy_per_image": [accuracy] * images,
+         "log10_p_per_image": [-20 * accuracy] * images}
         for rung, accuracy in points.items()
     ]  # fmt: skip
 
@@ -63,10 +62,10 @@ def test_match_psnr_refuses_an_image_without_a_mark():
         match_psnr(marked, image, 40.0)
 
 
-@pytest.mark.parametrize("ladder", [[40.0], [40.0, 40.0], [42.0, 40.0], [10.0, 40.0], [40.0, 61.0]])
+@pytest.mark.parametrize("ladder", [[40.0], [40.0, 40.0], [42.0, 40.0], [10.0, 40.0], [40.0, 51.0]])
 def test_check_ladder_refuses_what_is_no_ladder(ladder):
     check_ladder(LADDER)
-    with pytest.raises(ValueError, match="at least two rising PSNRs from 20 to 60 dB, got"):
+    with pytest.raises(ValueError, match="at least two rising PSNRs from 20 to 50 dB, got"):
         check_ladder(ladder)
 
 
@@ -91,9 +90,9 @@ def test_count_matches_and_curve_row_by_hand():
     )
     assert row["rung"] == 40 and row["psnr"] == pytest.approx(40, abs=1e-3) and row["bits"] == 2
     assert row["none"] == 0.75 and row["crop"] == 0.5 and row["none_low"] <= row["none"]
-    assert len(row["matches_per_image"]) == 2
-    share = sum(row["matches_per_image"]) / (2 * 2 * ATTACKS)
-    assert row["bit_accuracy"] == pytest.approx(share)
+    assert len(row["accuracy_per_image"]) == len(row["log10_p_per_image"]) == 2
+    assert row["bit_accuracy"] == pytest.approx(sum(row["accuracy_per_image"]) / 2)
+    assert row["log10_p"] == pytest.approx(sum(row["log10_p_per_image"]) / 2, abs=1e-6)
     every = count_matches(images, First(), message)
     expected = sum(math.log10(p_value(k, 2)) for k in every.flatten().tolist()) / every.numel()
     assert row["log10_p"] == pytest.approx(expected, abs=1e-6)
@@ -136,13 +135,31 @@ def test_gain_is_the_distance_between_curves_at_equal_accuracy():
 def test_gain_has_an_interval_over_images_drawn_for_both_at_once():
     own = rows({36.0: 1.0, 40.0: 0.9, 44.0: 0.8})
     for row in own:
-        row["matches_per_image"] = [count + 2 * i for i, count in
-                                    enumerate(row["matches_per_image"])]  # fmt: skip
+        row["accuracy_per_image"] = [share + 0.02 * i for i, share in
+                                     enumerate(row["accuracy_per_image"])]  # fmt: skip
     other = [row | {"psnr": row["psnr"] - 3} for row in own]
     drawn = gain_rows(own, {"lower": other}, generator=generator(), resamples=50)
     # The images differ, the distance between the curves does not.
     assert all(row["gain_low"] == pytest.approx(3) for row in drawn)
     assert all(row["gain_high"] == pytest.approx(3) for row in drawn)
+
+
+def test_gain_over_another_payload_is_at_equal_sureness():
+    own = rows({36.0: 1.0, 40.0: 0.9, 44.0: 0.8})
+    fewer = rows({33.0: 1.0, 37.0: 0.9, 41.0: 0.8}, bits=8)
+    for row in fewer:  # read as well, but of fewer bits: as sure only where it is stronger
+        row["log10_p_per_image"] = [p + 2 for p in row["log10_p_per_image"]]
+    found = {row["rung"]: row for row in
+             gain_rows(own, {"fewer": fewer}, generator=generator(), resamples=10)}  # fmt: skip
+    assert found[40.0]["compared"] == "log10_p" and found[40.0]["bit_accuracy"] == 0.9
+    assert found[40.0]["gain"] == pytest.approx(7)
+
+
+def test_match_psnr_takes_one_for_each_image():
+    image = torch.full((2, 3, 32, 32), 0.5)
+    marked = image + 0.05 * torch.randn(image.shape, generator=generator())
+    scaled = match_psnr(marked, image, torch.tensor([34.0, 42.0]))
+    assert psnr(scaled, image, data_range=1.0).tolist() == pytest.approx([34, 42], abs=0.1)
 
 
 def test_gain_refuses_curves_of_other_images():

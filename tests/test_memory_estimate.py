@@ -30,7 +30,7 @@ def pipeline():
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Fused attention takes half a megabyte for each thread: little, but not beside a tiny model."""
+    """Fused attention takes half a megabyte for each thread: much beside a tiny model."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

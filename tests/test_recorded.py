@@ -18,7 +18,7 @@ STEP = Step(command="some.module --data MANIFEST --out RESULTS/a.json --work WOR
 
 @pytest.fixture
 def weights(tmp_path):
-    for part in ("extractor", "decoder"):
+    for part in ("pipeline", "extractor", "decoder"):
         save_checkpoint(tmp_path / "weights" / part, {"w": torch.ones(2)}, {"kind": part})
     return tmp_path / "weights"
 
@@ -53,10 +53,17 @@ def test_words_fill_in_what_stands_for_a_place(tmp_path, weights):
     found = words(STEP, data=data, results=results, weights=weights)
     assert found[:5] == [sys.executable, "-m", "some.module", "--data", str(data)]
     assert found[6] == f"{results}/a.json"
-    before = found[-1]
+    before, options = found[-1], {"data": data, "results": results, "weights": weights}
     save_checkpoint(weights / "extractor", {"w": torch.zeros(2)}, {"kind": "extractor"})
-    after = words(STEP, data=data, results=results, weights=weights)[-1]
-    assert before != after  # parts of other weights are never gone on with
+    assert words(STEP, **options)[-1] == before  # the samples are those of the pipeline
+    save_checkpoint(weights / "pipeline", {"w": torch.zeros(2)}, {"kind": "pipeline"})
+    assert words(STEP, **options)[-1] != before
+
+
+def test_a_table_without_all_of_its_rows_is_not_current(tmp_path, weights):
+    own = weights_fingerprint(weights, ("extractor",))
+    record_result(tmp_path / "a.json", {"missing": ["wam-kind"]}, {"images": 500, "weights": own})
+    assert state(STEP, tmp_path, weights) == "incomplete: without wam-kind"
 
 
 def fake_run(monkeypatch, tmp_path, weights, *, works=True, status=0):

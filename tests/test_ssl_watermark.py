@@ -123,6 +123,15 @@ def test_a_grey_image_stays_grey_and_a_coloured_one_need_not(images, marked):
     assert (change[:, 0] - change[:, 2]).abs().max() > 1 / 255
 
 
+def test_a_radiograph_that_was_generated_counts_as_grey(backbone, images):
+    drawn = images[:1].clone()
+    drawn[:, 1] += 2 / 255  # as a decoder's channels are
+    change = method(backbone, steps=2).embed(
+        drawn.clamp(0, 1), MESSAGE, generator=generator()
+    ) - drawn.clamp(0, 1)
+    assert (change[:, 0] - change[:, 2]).abs().max() <= 1.01 / 255  # but for the rounding
+
+
 def test_perceptual_weight_spares_flat_grey(backbone):
     """On the left nothing hides a change, on the right a texture does."""
     image = torch.full((1, 3, 64, 64), 0.5)

@@ -8,7 +8,7 @@ from tiny_pipeline import tiny_pipeline
 from medsign_lite import table1, table1_weights
 from medsign_lite.attacker import weights_of
 from medsign_lite.backbone import SmallBackbone, SmallBackboneConfig, save_backbone, whiten_backbone
-from medsign_lite.checkpoints import save_checkpoint, weights_fingerprint
+from medsign_lite.checkpoints import digest, save_checkpoint, weights_fingerprint
 from medsign_lite.data import Record, write_manifest
 from medsign_lite.decoder_recipe import recipe
 from medsign_lite.images import save_image
@@ -23,6 +23,7 @@ from medsign_lite.messages import message_to_string, random_message
 from medsign_lite.results import read_result
 from medsign_lite.table1_weights import ROWS, load_method, recipes
 
+REPORTS = ["no", "edema", "no edema", "effusion", "no effusion"]
 MESSAGE = message_to_string(random_message(generator=torch.Generator().manual_seed(0)))
 
 
@@ -47,12 +48,13 @@ def models(tmp_path_factory):
     save_localised_watermark(folder / "baselines/wam_kind/watermark", watermark)
     for name in ("extractor", "baselines/extractor_published/extractor"):  # read by another one
         save_checkpoint(folder / name, {"weight": torch.ones(1)}, {"kind": "extractor"})
-    record = Record(id="0", image=folder / "image.png", modality="chest", split="test",
-                    report="no edema")  # fmt: skip
-    save_image(torch.rand(3, 32, 32), record.image)
-    write_manifest(folder / "manifest.csv", [record])
+    save_image(torch.rand(3, 32, 32), folder / "image.png")
+    write_manifest(folder / "manifest.csv", [
+        Record(id=report, image=folder / "image.png", modality="chest", split="test", report=report)
+        for report in REPORTS
+    ])  # fmt: skip
     write_latent_cache(folder / "cache", torch.randn(4, 4, 48, 48), torch.zeros(4, 48, 48),
-                       ["no edema"] * 4)  # fmt: skip
+                       REPORTS[:4])  # fmt: skip
     return folder
 
 
@@ -81,13 +83,14 @@ SHORT = ("--ladder", "34", "38")
 def test_main_records_rows_curves_and_gains_with_their_configuration(run, models):
     document = run("--only", *CHOSEN, *SHORT)
     values, config = document["values"], document["config"]
-    assert [*values] == ["rows", "curves", "chroma", "gains"]
+    assert [*values] == ["rows", "curves", "chroma", "gains", "missing"]
+    assert "wam-kind" in values["missing"] and "dct-dwt" not in values["missing"]
     assert [row["row"] for row in values["rows"]] == ["dct-dwt", "medsign-sharp"]
     assert [(row["row"], row["rung"]) for row in values["curves"]] == [
         ("dct-dwt", 34), ("dct-dwt", 38), ("medsign-sharp", 34), ("medsign-sharp", 38),
     ]  # fmt: skip
     assert {row["against"] for row in values["gains"]} == {"dct-dwt"}
-    assert "matches_per_image" not in str(values)
+    assert "per_image" not in str(values)
     assert all("--ladder 34.0 38.0" in row["command"] for row in values["curves"])
     assert values["curves"][-1]["command"].endswith("--only curve-medsign-sharp")
     assert config["weights"] == weights_fingerprint(models, weights_of("chest"))
@@ -99,11 +102,11 @@ def test_main_records_rows_curves_and_gains_with_their_configuration(run, models
 def test_main_goes_on_and_measures_again_only_what_it_is_told_to(run, tmp_path):
     first = run("--only", "dct-dwt", "chroma")["values"]
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
-    assert {path.stem for path in times} == {"dct-dwt", "chroma"}
+    assert {path.stem[:-13] for path in times} == {"dct-dwt", "chroma"}
     assert run("--only", "chroma", "dct-dwt")["values"] == first
     assert times == {path: path.stat().st_mtime_ns for path in times}
     again = run("--only", "dct-dwt", "--again")["values"]["rows"]
-    changed = {path.stem for path in times if times[path] != path.stat().st_mtime_ns}
+    changed = {path.stem[:-13] for path in times if times[path] != path.stat().st_mtime_ns}
     assert changed == {"dct-dwt"}
     assert again[0]["attacks"] == first["rows"][0]["attacks"]
 
@@ -119,15 +122,28 @@ def test_every_row_names_the_command_that_measures_it_alone(run, models, tmp_pat
     arguments = [str(places.get(word, word)) for word in words[3:]]
     table1.main([*arguments, "--work", str(tmp_path / "other")])
     (alone,) = read_result(tmp_path / "alone.json")["values"]["rows"]
-    same = {name for name in row if name != "attacks" and not name.startswith("seconds")}
+    same = {name for name in row
+            if name not in ("attacks", "measured") and not name.startswith("seconds")}  # fmt: skip
     assert {name: alone[name] for name in same} == {name: row[name] for name in same}
 
 
-def test_main_refuses_parts_of_another_configuration_and_names_both(run):
+def test_main_measures_under_another_configuration_anew(run, tmp_path):
     run("--only", "dct-dwt")
-    with pytest.raises(ValueError, match="'resamples': 5.*, now .*'resamples': 6") as error:
-        run("--only", "dct-dwt", resamples=6)
-    assert "dct-dwt.json was measured with another configuration" in str(error.value)
+    assert run("--only", "dct-dwt", resamples=6)["config"]["resamples"] == 6
+    assert len([*(tmp_path / "work").rglob("dct-dwt-*.json")]) == 2
+
+
+def test_decoders_of_another_extractor_are_refused(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(table1_weights, "load_extractor", lambda folder, device: GridExtractor())
+    vae = tiny_pipeline(sample_size=48).vae
+    folders = {"modality": "chest", "vae": vae, "weights": models, "baselines": tmp_path}
+    about = {"message": MESSAGE, "extractor": digest(GridExtractor())}
+    save_decoder(tmp_path / "stable_signature_chest/decoder", copy_decoder(vae), about)
+    assert load_method("stable-signature", **folders).bits == 48
+    about = {"message": MESSAGE, "extractor": "0123456789ab"}
+    save_decoder(tmp_path / "medsign_literal_chest/decoder", copy_decoder(vae), about)
+    with pytest.raises(ValueError, match="was trained with the extractor 0123456789ab, and .* is"):
+        load_method("medsign-literal", **folders)
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -155,7 +171,7 @@ def test_every_row_is_loaded_from_its_folders(models, row, monkeypatch):
         ("wam-kind", "medsign_lite.localised_training --data MANIFEST"),
         ("stable-signature", "--attack-strength 0 .*--out .*stable_signature_chest"),
         ("stable-signature-published", "--out .*stable_signature_published_chest"),
-        ("medsign-literal", "cache_chest_literal .*--out .*medsign_literal_chest"),
+        ("medsign-literal", "--kind literal .*--out .*medsign_literal_chest"),
     ],
 )
 def test_missing_weights_name_the_command_that_trains_them(run, tmp_path, row, command):
@@ -168,10 +184,18 @@ def test_recipes_are_commands_that_the_parsers_accept(models, capsys, monkeypatc
     printed = capsys.readouterr().out.splitlines()
     made = recipes("chest", weights=models, baselines="B")
     assert len(printed) == len(made)
-    assert made["cache_chest_literal"].endswith("--scale literal --out B/cache_chest_literal")
+    assert "--kinds sharp literal" in made["cache_chest"]
+    decoders = [
+        made[name] for name in made if name.endswith("_chest") and "--message" in made[name]
+    ]
+    assert len(decoders) == 3 and all("--message 1" in command for command in decoders)
     published = "--attacks none flip crop resize jpeg crop resize jpeg"
     assert published in made["extractor_published"]
-    assert " ".join(recipe("chest")) in made["medsign_literal_chest"]
+    for name in ("medsign_literal_chest", "stable_signature_chest"):
+        assert " ".join(recipe("chest")) in made[name]
+    assert [f"build/baselines/{name}/decoder" for name in made if "message" in made[name]] == [
+        f"build/baselines/{name}" for name in table1_weights.made("chest") if name.endswith("coder")
+    ]
 
     class Parsed(Exception):
         pass
@@ -198,6 +222,8 @@ def test_main_refuses(run, capsys, tmp_path):
         run(out=None)
     with pytest.raises(ValueError, match="holds 4 latents, 5 were asked for"):
         run("--only", "dct-dwt", images=5)
+    with pytest.raises(ValueError, match="6 different chest reports are needed, the test split"):
+        run("--only", "dct-dwt", images=6)
     with pytest.raises(ValueError, match=r"at least two rising PSNRs .* got \[40.0, 38.0\]"):
         run("--only", "dct-dwt", "--ladder", "40", "38")
     with pytest.raises(ValueError, match="rate of 0.001 takes at least 2995 unmarked images"):
@@ -210,7 +236,7 @@ def test_main_refuses_images_that_cannot_carry_a_baseline(run, models, tmp_path)
     pipeline = tiny_pipeline()  # images of 32 pixels: 16 blocks for 48 bits
     pipeline.save_pretrained(tmp_path / "small" / "pipeline")
     write_latent_cache(tmp_path / "latents", torch.randn(4, 4, 16, 16), torch.zeros(4, 16, 16),
-                       ["no edema"] * 4)  # fmt: skip
+                       REPORTS[:4])  # fmt: skip
     with pytest.raises(ValueError, match="row dct-dwt: images of 32 x 32 pixels cannot be read"):
         run("--only", "dct-dwt", weights=tmp_path / "small", cache=tmp_path / "latents")
     assert not list((tmp_path / "work").rglob("*.json"))

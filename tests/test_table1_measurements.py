@@ -56,7 +56,10 @@ def test_method_row_has_every_column_with_its_interval(images, marking):
     assert row["seconds"] > 0
     assert "unmarked_bit_accuracy" in row["attacks"][0]
     assert row["settings"] == marking.settings
-    assert row["counted"]["false_positive_rate"] == 0.8 and row["counted"]["images"] == 4
+    assert [r["attack"] for r in row["unmarked"]] == [*PAPER_ATTACKS]
+    counted = row["unmarked"][0]["counted"]
+    assert counted["false_positive_rate"] == 0.8 and counted["images"] == 4
+    assert row["unmarked"][0]["rate"] == 1e-6 and 0 <= row["unmarked"][0]["fitted_rate"] <= 1
 
 
 def test_curve_rows_meet_their_rungs(images, marking):

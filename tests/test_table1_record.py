@@ -24,7 +24,7 @@ from medsign_lite.table1_weights import ROWS
 
 CONFIG = {"modality": "chest", "weights": "w", "images": 500, "seed": 0, "latents": "abc",
           "autoencoder": "def", "false_positive_rate": 1e-6, "empirical_rate": 0.01,
-          "resamples": 1000, "ladder": [40, 42], "parts": {}}  # fmt: skip
+          "resamples": 1000, "attacks": "all", "ladder": [40, 42], "parts": {}}  # fmt: skip
 
 
 def around(name, value, width=0.01):
@@ -37,9 +37,12 @@ def made_up(key, *, accuracy=0.99, psnr=41.4):
         | around("bit_accuracy", accuracy)
         | around("true_positive_rate", 0.995)
         | around("log10_p", -12.0)
+        | around("unmarked_bit_accuracy", 0.5)
         for name in (*PAPER_ATTACKS, "mean")
     ]
     row = {"row": key, "method": key.title(), "bits": 48, "images": 500, "attacks": attacks}
+    row["unmarked"] = [{"attack": name, "rate": 1e-6, "fitted_rate": share * 1e-6}
+                       for share, name in enumerate(PAPER_ATTACKS)]  # fmt: skip
     return row | around("psnr", psnr, 0.1) | around("ssim", 0.985) | around("seconds", 0.02)
 
 
@@ -60,6 +63,7 @@ def test_flat_row_has_the_papers_columns_and_can_be_shown():
     flat = flat_row(made_up("dct-dwt", accuracy=0.9))
     assert flat["jpeg"] == 0.9 and flat["jpeg_low"] == pytest.approx(0.89)
     assert flat["mean"] == 0.9 and flat["true_positive_rate"] == 0.995
+    assert flat["unmarked_bit_accuracy"] == 0.5 and flat["fitted_rate"] == pytest.approx(5e-6)
     shown = table([flat], ["method", *COLUMNS], decimals=2)
     assert shown["rotation"][0] == "0.90 [0.89, 0.91]" and shown["psnr"][0].startswith("41.40")
 

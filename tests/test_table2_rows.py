@@ -5,7 +5,14 @@ import torch
 
 from medsign_lite.attacks import PAPER_ATTACKS
 from medsign_lite.evaluation import diagnostic_change, evaluate_attacks, quality_row
-from medsign_lite.table2_rows import against, image_scores, over_seeds, per_image, table2_row
+from medsign_lite.table2_rows import (
+    ROUNDING_PSNR,
+    against,
+    image_scores,
+    over_seeds,
+    per_image,
+    table2_row,
+)
 
 NAMES = ("edema", "effusion")
 ATTACKS = {name: PAPER_ATTACKS[name] for name in ("none", "crop")}
@@ -26,6 +33,12 @@ def scores(change, *, psnr=40.0, bits=1.0, count=6, gap=2.0):
         "original": {"judge": original.tolist()},
         "marked": {"judge": (original + change / 100).tolist()},
     }  # fmt: skip
+
+
+def test_an_untouched_finding_counts_as_one_that_is_only_rounded():
+    seed = scores(1.0, psnr=40.0, gap=60.0)
+    assert per_image(seed)["psnr_gap"].nanmean() == pytest.approx(ROUNDING_PSNR - 40, abs=1e-4)
+    assert ROUNDING_PSNR == pytest.approx(58.92, abs=0.01)
 
 
 def row_of(seeds):

@@ -359,44 +359,44 @@ BANK = {
         ),
     },
     "06_evaluation/ex1": {
-        "ways, not shares": (
-            "above = 0\n"
-            "for k in range(n, -1, -1):\n"
-            "    above += math.comb(n, k)\n"
-            "    if above > chance:\n"
-            "        return k + 1",
-            "a chance is a share",
+        "one threshold for each": (
+            "return images * next(k for k in range(bits + 1) if tail(k, bits) <= chance)",
+            "41 in every image asks too much",
+        ),
+        "a share": (
+            "n = images * bits\nreturn next(k for k in range(n + 2) if tail(k, n) <= chance) / n",
+            "not a share of the bits",
+        ),
+        "one image": (
+            "return next(k for k in range(bits + 1) if tail(k, bits) <= chance)",
+            "pool the bits of all",
+        ),
+        "48 coins": (
+            "return next(k for k in range(images * bits + 1) if tail(k) <= chance)",
+            "pool the bits of all",
         ),
         "from 0": (
-            "below = 0\n"
-            "for k in range(n + 1):\n"
-            "    below += math.comb(n, k)\n"
-            "    if below > chance * 2**n:\n"
-            "        return k",
+            "n = images * bits\nreturn next(k for k in range(n) if 1 - tail(k + 1, n) > chance)",
             "not from 0",
         ),
         "more than k": (
-            "above = 0\n"
-            "for k in range(n, -1, -1):\n"
-            "    above += math.comb(n, k)\n"
-            "    if above > chance * 2**n:\n"
-            "        return k",
+            "n = images * bits\nreturn next(k for k in range(n + 1) if tail(k + 1, n) <= chance)",
             "k included",
         ),
         "exactly k": (
+            "n = images * bits\n"
             "return next(k for k in range(n // 2, n) if math.comb(n, k) <= chance * 2**n)",
-            "sum from k",
+            "exactly k is not enough",
         ),
-        "one too many": (
-            "above = 0\n"
-            "for k in range(n, -1, -1):\n"
-            "    above += math.comb(n, k)\n"
-            "    if above > chance * 2**n:\n"
-            "        return k + 2",
-            "36 of 48",
+        "chance shared out": (
+            "each = chance ** (1 / images)\n"
+            "return images * next(k for k in range(bits + 1) if tail(k, bits) <= each)",
+            "one test over all the bits",
         ),
-        "a fixed share": ("return 3 * n // 4", "relatively fewer"),
-        "48 bits": ("return next(k for k in range(49) if tail(k) <= chance)", "wrong for 32 bits"),
+        "always 48 bits": (
+            "n = images * 48\nreturn next(k for k in range(n + 2) if tail(k, n) <= chance)",
+            "wrong for 2 x 32 bits",
+        ),
     },
     "06_evaluation/ex2": {
         "accuracy": ("return float(right.float().mean())", "not the accuracy"),
@@ -497,10 +497,11 @@ BANK = {
         ),
     },
     "08_ablations_and_controls/ex3": {
-        "the hits": ("expected = 17 * 0.95", "the misses"),
-        "of one": ("expected = 0.05", "of all seventeen"),
-        "at least one": ("expected = 1 - 0.95**17", "at least one"),
-        "both sides": ("expected = 17 * 0.1", "five in a hundred"),
+        "the hits": ("expected = 13 * 0.95", "the misses"),
+        "of one": ("expected = 0.05", "of all thirteen"),
+        "at least one": ("expected = 1 - 0.95**13", "at least one"),
+        "all claims": ("expected = 17 * 0.05", "four claims say unchanged"),
+        "both sides": ("expected = 13 * 0.1", "five in a hundred"),
     },
     "09_attacks_beyond_the_paper/ex1": {
         "the row": (
@@ -545,11 +546,22 @@ BANK = {
         "detail alone": ("return math.sqrt(detail**2 / n)", "of one image"),
     },
     "09_attacks_beyond_the_paper/ex3": {
-        "none": ("return 0.0", "does not mean none of all"),
-        "one in n": ("return 1 / n", "not one in n"),
-        "the probability left": ("return 0.05 ** (1 / n)", "a miracle"),
-        "rule of three": ("return 3 / n", "a probability of 5 %"),
-        "half of it": ("return 1 - 0.025 ** (1 / n)", "a probability of 5 %"),
-        "one n": ("return 1 - 0.05 ** (1 / 24)", "on the number of images"),
+        "the share's power": (
+            "return math.ceil(math.log(0.05) / math.log(share))",
+            "not share**n",
+        ),
+        "the other tail": (
+            "return math.ceil(math.log(0.95) / math.log(1 - share))",
+            "not of seeing one",
+        ),
+        "one over the share": ("return round(1 / share)", "not one over the share"),
+        "rule of three": ("return round(3 / share)", "a rule of thumb"),
+        "rounded down": ("return int(math.log(0.05) / math.log(1 - share))", "round up"),
+        "not rounded": ("return math.log(0.05) / math.log(1 - share)", "a whole number"),
+        "both tails": (
+            "return math.ceil(math.log(0.025) / math.log(1 - share))",
+            "the smallest n",
+        ),
+        "one share": ("return 299", "depends on the share"),
     },
 }
