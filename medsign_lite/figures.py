@@ -151,8 +151,11 @@ def cas_figure(
     clusters = [score.clusters for score in selection.scores]
     show_token_maps(maps, tokens, scores=clusters, chosen=selection.index, ax=top)
     top.set_title("attention, and its number of clusters", fontsize=9)
-    flat = maps.detach().float().flatten(1)
-    above = maps > flat.quantile(quantile, dim=1)[:, None, None].to(maps.device)
+    clustered = maps.detach().double().cpu()
+    if side is not None and min(maps.shape[-2:]) < side:  # as `select_token` does
+        factor = side / min(maps.shape[-2:])
+        clustered = F.interpolate(clustered[None], scale_factor=factor, mode="bilinear")[0]
+    above = clustered > clustered.flatten(1).quantile(quantile, dim=1)[:, None, None]
     show_token_maps(above.float(), tokens, ax=middle)
     middle.set_title(f"pixels above the {quantile:g} quantile, which are clustered", fontsize=9)
     cells = [

@@ -156,9 +156,9 @@ def scale_attention(
     A map is z-scored, passed through a sigmoid and stretched to [0, 1]; tau is the 0.7 quantile of
     the result A. Then, with `preset`:
 
-    - `"literal"`: sigmoid(A - tau), as printed. Because A - tau spans exactly 1, values stay within
-      about [0.34, 0.72] (always within [0.26, 0.74]): it shifts and compresses, and protects the
-      background about half as much as the pathology.
+    - `"literal"`: sigmoid(A - tau), as printed. Because A - tau spans exactly 1, values span less
+      than a quarter: about [0.34, 0.59] for a broad map, [0.50, 0.73] for a compact one. It shifts
+      and compresses, and protects the background more than half as much as the pathology.
     - `"sharp"`: sigmoid(gain (A - tau)) with gain 20, stretched to [0, 1].
     - `"hard"`: 1 where A > tau, else 0: the top 30 % of the pixels.
     - `None`: the map stretched to [0, 1] and nothing else; the paper's "without AAS".

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import label
 
 from medsign_lite.figures import (
     aas_figure,
@@ -104,6 +105,18 @@ def test_cas_figure_frames_the_compact_map():
     assert table[rows["one"], 1].get_text().get_text() == "1"
     assert table[rows["one"], 4].get_text().get_text() == "chosen"
     assert table[rows["many"], 4].get_text().get_text() == ""
+
+
+def test_cas_figure_shows_the_pixels_that_are_counted():
+    """Upsampled first, as they are clustered: two spots, two regions, a tenth of the pixels."""
+    maps = (spot(16) + spot(16).roll((7, 3), dims=(0, 1)))[None]
+    figure = cas_figure(maps, ["two"], side=64, quantile=0.9)
+    (drawn,) = figure.axes[1].images
+    assert drawn.get_array().shape == (64, 64)
+    _, regions = label(drawn.get_array() > 0.5, structure=[[1] * 3] * 3)
+    clusters = figure.axes[2].tables[0].get_celld()[1, 1].get_text().get_text()
+    assert clusters == str(regions) == "2"
+    assert 0.09 < (drawn.get_array() > 0.5).mean() < 0.11
 
 
 def test_aas_figure_states_the_range():
