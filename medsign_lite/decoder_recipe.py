@@ -5,8 +5,9 @@ all bits are read under attack. Preservation weighs hundreds of times as much as
 of it shrinks the mark alike everywhere. Evenness keeps the mark from gathering into speckles, and
 from colour where the image has none.
 
-The shipped chest decoder was made so. On fundus photographs this falls short of what is asked of
-the finding spared, and the shipped decoder is an older one: the model card says how it was made.
+The shipped chest decoder was made so. On fundus photographs this spares the finding and reads well,
+and falls short of what is asked of SSIM; with a preservation of 3,000,000 it is the other way round.
+The shipped decoder is an older one: the model card says how it was made.
 """
 
 MESSAGES = {"chest": "1", "fundus": "2"}  # seeds of the messages
