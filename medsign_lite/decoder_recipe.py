@@ -6,13 +6,13 @@ of it shrinks the mark alike everywhere. Evenness keeps the mark from gathering 
 from colour where the image has none.
 
 The shipped chest decoder was made so. On fundus photographs this spares the finding and reads well,
-and falls short of what is asked of SSIM; with a preservation of 3,000,000 it is the other way round.
-The shipped decoder is an older one: the model card says how it was made.
+and falls short of what is asked of SSIM; a preservation of 3,000,000 does it the other way round. The
+shipped decoder is an older one: the model card says how it was made.
 """
 
 MESSAGES = {"chest": "1", "fundus": "2"}  # seeds of the messages
 SAMPLES = 1504  # generated images each decoder is fine-tuned on
-MINUTES = {"chest": 75, "fundus": 110}  # of one core
+STEPS = {"chest": 3600, "fundus": 4700}  # 75 and 110 minutes of one core
 _SHARED = (
     *("--optimiser", "muon", "--learning-rate", "1e-3", "--batch-size", "4", "--reads", "4"),
     *("--masking", "0", "--evenness", "0.25", "--temperature", "0.7"),
@@ -36,5 +36,5 @@ _OF_MODALITY = {
 
 
 def recipe(modality: str) -> tuple[str, ...]:
-    """Everything but the message, the map and the time."""
+    """Everything but the message, the map and the number of steps."""
     return (*_SHARED, *_OF_MODALITY[modality])

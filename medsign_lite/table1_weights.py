@@ -20,7 +20,7 @@ from pathlib import Path
 from medsign_lite.attacks import STABLE_SIGNATURE_ATTACKS
 from medsign_lite.backbone import load_backbone
 from medsign_lite.checkpoints import digest
-from medsign_lite.decoder_recipe import MESSAGES, MINUTES, SAMPLES, recipe
+from medsign_lite.decoder_recipe import MESSAGES, SAMPLES, STEPS, recipe
 from medsign_lite.extractor import load_extractor
 from medsign_lite.finetuning import PRESETS
 from medsign_lite.latent_diffusion import Autoencoder, load_decoder
@@ -62,7 +62,7 @@ RECIPES = {  # by the folder that each one fills
     "extractor_published": "python -m medsign_lite.pretraining --images MANIFEST --network folded "
     f"--attacks {_AS_PUBLISHED} --minutes 60",
     "stable_signature_published_{m}": f"{_FINETUNING} "
-    f"--extractor {{b}}/extractor_published/extractor {_PLAIN} --minutes 30",
+    f"--extractor {{b}}/extractor_published/extractor {_PLAIN} --steps 2500",
     # Without attacks all reads of an image are the same one.
     "stable_signature_{m}": f"{_FINETUNING} --extractor {{w}}/extractor {{recipe}} {_PLAIN} "
     "--reads 1",
@@ -77,7 +77,7 @@ def recipes(modality: str, *, weights: str | Path, baselines: str | Path) -> dic
     if modality not in PRESETS:
         raise ValueError(f"expected a modality among {', '.join(PRESETS)}, got {modality!r}")
     names = {"m": modality, "w": weights, "b": baselines, "message": MESSAGES[modality]}
-    names["recipe"] = " ".join((*recipe(modality), "--minutes", str(MINUTES[modality])))
+    names["recipe"] = " ".join((*recipe(modality), "--steps", str(STEPS[modality])))
     return {
         folder.format(**names): f"{command} --out {{b}}/{folder}".format(**names)
         for folder, command in RECIPES.items()

@@ -84,8 +84,8 @@ def test_only_and_share(commands, tmp_path):
     given, options = commands
     bundle.main([*options, "--only", "classifier", "--share", "0.5"])
     assert list(given) == ["classifier"]
-    minutes = given["classifier"][given["classifier"].index("--minutes") + 1]
-    assert float(minutes) == bundle.MINUTES["cpu"]["classifier"] / 2
+    steps = given["classifier"][given["classifier"].index("--steps") + 1]
+    assert int(steps) == bundle.STEPS["classifier"] / 2
     result = json.loads((tmp_path / "work" / "classifier.json").read_text())
     assert result["values"] == {"psnr": 34}
 
