@@ -6,8 +6,8 @@ of it shrinks the mark alike everywhere. Evenness keeps the mark from gathering 
 from colour where the image has none.
 
 The shipped chest decoder was made so. On fundus photographs this spares the finding and reads well,
-and falls short of what is asked of SSIM; a preservation of 3,000,000 does it the other way round. The
-shipped decoder is an older one: the model card says how it was made.
+and falls short of what is asked of SSIM; a preservation of 3,000,000 does it the other way round.
+The shipped decoder is an older one: the model card says how it was made.
 """
 
 MESSAGES = {"chest": "1", "fundus": "2"}  # seeds of the messages
