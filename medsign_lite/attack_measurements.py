@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medsign_lite.attack_curves import CURVES, attack_curve_rows
+from medsign_lite.attack_curves import CURVES, attack_curve_rows, curve
 from medsign_lite.attack_scores import Detector
-from medsign_lite.attacks import PAPER_ATTACKS
+from medsign_lite.attacks import PAPER_ATTACKS, specification
 from medsign_lite.checkpoints import digest
 from medsign_lite.data import Record
 from medsign_lite.distortions import gaussian_blur
@@ -171,7 +171,8 @@ def parts(
 
     add("unattacked", "unattacked", unattacked)
     for name, values in CURVES.items():
-        add(f"curve-{name}", "curves", partial(one_curve, name), strengths=values)
+        add(f"curve-{name}", "curves", partial(one_curve, name), strengths=values,
+            attacks=specification(curve(name).values()))  # fmt: skip
     for name, model in ({"original": vae} | dict(autoencoders)).items():
         add(f"autoencoder-{name}", "regeneration", partial(regenerated, name, model),
             model=digest(model))  # fmt: skip

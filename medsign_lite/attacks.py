@@ -107,9 +107,12 @@ ATTACK_TABLE = PAPER_ATTACKS | FURTHER_ATTACKS | CONVENTIONS
 
 def specification(attacks: Iterable[Attack]) -> str:
     """Names what attacks do, in twelve characters: figures after others are not comparable."""
-    told = [{f.name: getattr(a, f.name) for f in fields(a) if f.name != "function"}
-            for a in attacks]  # fmt: skip
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    told = json.dumps([_told(attack) for attack in attacks], sort_keys=True, default=_told)
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+def _told(attack: Attack) -> dict:
+    return {f.name: getattr(attack, f.name) for f in fields(attack) if f.name != "function"}
 
 
 # Ranges of training: (parameter without effect, lowest, highest). JPEG 100 is as near as it gets.

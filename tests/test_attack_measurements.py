@@ -3,9 +3,10 @@ import torch
 from grid_extractor import GridExtractor
 from tiny_pipeline import tiny_autoencoder, tiny_pipeline
 
-from medsign_lite.attack_curves import CURVES
+from medsign_lite.attack_curves import CURVES, curve
 from medsign_lite.attack_measurements import HELD_OUT, TIMESTEPS, Target, parts
 from medsign_lite.attack_scores import Detector
+from medsign_lite.attacks import specification
 from medsign_lite.data import Record
 from medsign_lite.detection import extract_logits
 from medsign_lite.images import quantise, save_image
@@ -78,7 +79,8 @@ def test_settings_tell_what_a_part_depends_on(target, tmp_path):
     found = all_parts(target, tmp_path)
     forgery = found["forgery-blurred"].settings
     assert (forgery["counts"], forgery["decibels"]) == ([1, 3], [30.0])
-    assert found["curve-jpeg"].settings == {"strengths": list(CURVES["jpeg"])}
+    jpeg = {"strengths": list(CURVES["jpeg"]), "attacks": specification(curve("jpeg").values())}
+    assert found["curve-jpeg"].settings == jpeg
     assert found["purification-2"].settings["own_images"] == OWN + HELD_OUT
     tiny, original = (
         found[f"autoencoder-{name}"].settings["model"] for name in ("tiny", "original")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from medsign_lite import attacks, images
+from medsign_lite.attack_chains import chain
 
 
 def generator(seed=0):
@@ -120,6 +121,8 @@ def test_specification_changes_with_what_an_attack_does():
     assert first == attacks.specification([*names.values()]) and len(first) == 12
     other = names | {"jpeg": dataclasses.replace(names["jpeg"], parameters={"quality": 51})}
     assert attacks.specification(other.values()) != first
+    weak, strong, again = (attacks.specification([chain("chain", x)]) for x in (0.5, 0.8, 0.5))
+    assert weak == again != strong
 
 
 def test_every_sweep_lies_in_its_range():
