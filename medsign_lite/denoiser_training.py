@@ -162,9 +162,10 @@ def fit_denoiser(
     text_encoder = build_text_encoder(tokenizer, layers=text_layers)
     unet = build_unet(sample_size=latents.shape[-1])
     head = nn.Linear(text_encoder.config.hidden_size, len(SIDES))  # thrown away afterwards
-    if torch.device(device).type == "cpu":
-        # The fused attention's backward pass in bfloat16 is twice as slow there as the plain one.
-        unet.set_attn_processor(AttnProcessor())
+    with mixed_precision(device):
+        if torch.device(device).type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # There the fused attention's backward pass takes twice as long as the plain one.
+            unet.set_attn_processor(AttnProcessor())
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder, "side_head": head})
     model = model.to(device, memory_format=torch.channels_last).train()
     average = copy.deepcopy(model).requires_grad_(False)
