@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from medsign_lite.attacks import PAPER_ATTACKS
+from medsign_lite.attacks import PAPER_ATTACKS, check_training_attacks
 from medsign_lite.averaging import update_average
 from medsign_lite.budgets import Budget, log_row
 from medsign_lite.checkpoints import digest
@@ -106,13 +106,17 @@ def fit(
 
     Raises:
         ValueError: for a message of the wrong length, too few entries, no read, an unknown
-            optimiser, or not exactly one of minutes and steps.
+            optimiser or attack, or not exactly one of minutes and steps.
     """
     if message.ndim != 1:
         raise ValueError(f"expected one message (K,) per decoder, got {tuple(message.shape)}")
     check_message(message, extractor.config.bits)
-    if len(cache) <= held_out:
-        raise ValueError(f"{held_out} entries are held out, the cache holds only {len(cache)}")
+    if not 0 < held_out < len(cache):
+        raise ValueError(
+            f"held_out: expected from 1 to fewer than the cache's {len(cache)} entries, "
+            f"got {held_out}"
+        )
+    check_training_attacks(attack_names)
     if reads < 1:
         raise ValueError(f"reads: expected at least 1 of each image in a step, got {reads}")
     budget = Budget(minutes=minutes, steps=steps)
@@ -188,11 +192,12 @@ def fit(
     save()
     bar.close()
     averaged.eval()
-    figures = evaluate(averaged, test, message, extractor, precision=precision)
-    config = {**settings, **budget.state(), "quality": quality, "evaluation": figures,
-              **(details or {})}  # fmt: skip
+    config = {**settings, **budget.state(), "quality": quality, **(details or {})}
+    if processes.is_main:  # before it is scored: whatever comes of that, the training is not lost
+        save_decoder(out / "decoder", averaged, config)
+    config["evaluation"] = evaluate(averaged, test, message, extractor, precision=precision)
     if processes.is_main:
-        log_row(out, budget, {"evaluation": figures})
+        log_row(out, budget, {"evaluation": config["evaluation"]})
         save_decoder(out / "decoder", averaged, config)
     processes.wait()
     return averaged
@@ -253,23 +258,25 @@ def main(arguments: list[str] | None = None) -> None:
     weights = PRESETS[options.modality]()
     given = {"total_variation": options.total_variation, "preservation": options.preservation}
     weights = replace(weights, **{name: w for name, w in given.items() if w is not None})
+    perceptual = perceptual_loss(
+        options.perceptual_weights, masking=options.masking, structure=options.structure,
+        evenness=options.evenness,
+    )  # fmt: skip
+    check_training_attacks(options.attacks)
     vae = load_pipeline(options.pipeline, device=options.device).vae
-    decoder = copy_decoder(vae)
-    details = {"modality": options.modality, "mirrored": options.mirrored}
-    cache = read_latent_cache(options.cache, decoder.eval(), kind=options.kind, limit=options.limit)
-    if options.mirrored and len(cache) > HELD_OUT:
-        train, test = cache.split(len(cache) - HELD_OUT)
-        cache = joined(with_mirrored(train, decoder), test)
+    original = copy_decoder(vae).eval()
+    decoder, details = original, {"modality": options.modality, "mirrored": options.mirrored}
     if options.start:
         decoder, details["started_from"] = load_decoder(options.start, vae)
     earlier = details.get("started_from", {}).get("message", "0")
     message = read_message(options.message or earlier, bits=extractor.config.bits)
+    # Only now, as it takes minutes where the originals have to be decoded.
+    cache = read_latent_cache(options.cache, original, kind=options.kind, limit=options.limit)
+    if options.mirrored and len(cache) > HELD_OUT:
+        train, test = cache.split(len(cache) - HELD_OUT)
+        cache = joined(with_mirrored(train, original), test)
     fit(
-        decoder, cache, message, extractor, weights, options.out,
-        perceptual=perceptual_loss(
-            options.perceptual_weights, masking=options.masking, structure=options.structure,
-            evenness=options.evenness,
-        ),
+        decoder, cache, message, extractor, weights, options.out, perceptual=perceptual,
         minutes=options.minutes, steps=options.steps, batch_size=options.batch_size,
         optimiser=options.optimiser, learning_rate=options.learning_rate,
         temperature=options.temperature, read_well=options.read_well,

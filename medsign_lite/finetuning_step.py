@@ -79,10 +79,13 @@ def finetune_step(
     """
     with mixed_precision(latents.device, precision):
         image = decoder(latents).float()
-        logits = read_under_attack(
-            extractor, image.repeat_interleave(reads, dim=0), strength=attack_strength,
-            parts=attacks * reads, names=attack_names, generator=generator, processes=processes,
-        )  # fmt: skip
+        logits = torch.cat([  # (reads * B, K)
+            read_under_attack(
+                extractor, image, strength=attack_strength, parts=attacks, names=attack_names,
+                generator=generator, processes=processes,
+            )
+            for _ in range(reads if attack_strength else 1)  # else they are all the same
+        ])  # fmt: skip
     seen = as_seen(image, original)
     losses = {
         "image": perceptual(seen, original),

@@ -36,9 +36,9 @@ from medsign_lite.localisation_scores import localisation_rows
 from medsign_lite.messages import message_from_string
 from medsign_lite.random_streams import named_generator
 from medsign_lite.sample_cache import FIRST_SEED, sample_with_maps
+from medsign_lite.selection import SMALL_MAPS
 
 # Maps of 16 x 16 are upsampled before clustering, and findings are less than 30 % of an image.
-CAS = {"side": 64, "quantile": 0.9}
 # By measurement, or by what it is called before its modality.
 WEIGHTS: dict[str, tuple[str, ...] | None] = {
     "weights": None,
@@ -77,7 +77,7 @@ class Sample:
         """What a recorded figure is of; no path of this machine. The weights are those that the
         measurement looks at, so that another decoder leaves the others' figures as they are."""
         parts = weights_of(measurement)
-        return {"images": self.images, "seed": self.seed, "steps": self.steps, "cas": CAS,
+        return {"images": self.images, "seed": self.seed, "steps": self.steps, "cas": SMALL_MAPS,
                 "weights": None if parts == () else weights_fingerprint(self.weights, parts)
                 }  # fmt: skip
 
@@ -142,7 +142,7 @@ class Sample:
             self.folder / f"samples_{modality}",
             seeds=range(first, first + len(records)),
             steps=self.steps,
-            cas=CAS,
+            cas=SMALL_MAPS,
         )
         return read_latent_cache(folder, LatentDecoder(self.pipeline.vae).eval())
 
@@ -189,7 +189,7 @@ def localisation(sample: Sample) -> dict:
         sample.pipeline,
         [r for r in records if r.findings],
         sample.priors,
-        cas=CAS,
+        cas=SMALL_MAPS,
         generator=sample.generator("localisation"),
     )
     means = {row["map"]: row for row in rows if row["finding"] == "mean"}

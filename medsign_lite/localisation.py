@@ -20,6 +20,7 @@ from medsign_lite.selection import (
     Selection,
     TokenScore,
     average_tokens,
+    check_cas,
     scale_attention,
     select_token,
 )
@@ -138,7 +139,9 @@ def pathology_map(
             `quantile`, such as `{"average": {"select": "average"}}`.
 
     Raises:
-        ValueError: if lengths differ, an option is unknown, or `word_tokens` refuses a word.
+        ValueError: if lengths differ, an option is unknown, `word_tokens` refuses a word, or a
+            word's map has no structure.
+        RuntimeError: if numbers overflowed in half precision.
     """
     options = {"select": select, "cas": cas, "scale": scale, "quantile": quantile}
     kinds = {name: _changed(options, changes) for name, changes in (kinds or {}).items()}
@@ -152,8 +155,14 @@ def pathology_map(
     ) as record:
         latents = sample(pipeline, prompts, seeds=list(seeds), steps=steps, guidance=guidance)
     attention = record.maps
+    if not latents.isfinite().all() or not attention.isfinite().all():
+        raise RuntimeError(
+            f"samples of seeds {seeds[0]} to {seeds[-1]} are not finite in {pipeline.unet.dtype}: "
+            "sample in float32 or bfloat16"
+        )
+    names = [f"image {index}, seed {seed}" for index, seed in enumerate(seeds)]
     result, *others = (
-        _combine(pipeline, attention, latents, tokens, positions, **some, size=size)
+        _combine(pipeline, attention, latents, tokens, positions, names, **some, size=size)
         for some in (options, *kinds.values())
     )
     for name, other in zip(kinds, others, strict=True):
@@ -192,8 +201,9 @@ def encoded_map(
         tokens=tokens,
         layers=layers,
     )
+    names = [f"image {index}" for index in range(len(latents))]
     return _combine(
-        pipeline, attention, latents, tokens, positions, select, cas, scale, quantile, size
+        pipeline, attention, latents, tokens, positions, names, select, cas, scale, quantile, size
     )
 
 
@@ -259,6 +269,7 @@ def _check_options(
         raise ValueError(f'select: expected "cas" or "average", got {select!r}')
     if cas and select != "cas":
         raise ValueError(f'cas={dict(cas)}: only used with select="cas", got {select!r}')
+    check_cas(**(cas or {}))
     if scale not in GAINS:
         raise ValueError(f"scale: expected one of {tuple(GAINS)}, got {scale!r}")
     if not 0 <= quantile <= 1:
@@ -281,9 +292,12 @@ def _positions(pipeline, prompts, words) -> list[list[list[int]]]:
 
 
 def _combine(
-    pipeline, attention, latents, tokens, positions, select, cas, scale, quantile, size
+    pipeline, attention, latents, tokens, positions, names, select, cas, scale, quantile, size
 ) -> PathologyMaps:
-    """Select per word, upsample, scale, join per image: (B, T, h, w) -> (B, H, W)."""
+    """Select per word, upsample, scale, join per image: (B, T, h, w) -> (B, H, W).
+
+    `names` say in an error which image it is about.
+    """
     attention = attention.cpu()
     height, width = attention.shape[-2:]
     if size == "image":
@@ -292,18 +306,21 @@ def _combine(
     maps = torch.zeros(len(attention), height, width)
     selections = []
     for image, image_words in enumerate(positions):
-        chosen, table = [], []
-        for word in image_words:
-            token_maps = attention[image, [tokens.index(token) for token in word]]
-            if select == "cas":
-                table.append(select_token(token_maps, word, **(cas or {})))
-                chosen.append(table[-1].map)
-            else:
-                chosen.append(average_tokens(token_maps))
-        if chosen:
-            upsampled = F.interpolate(
-                torch.stack(chosen)[:, None], (height, width), mode="bilinear", align_corners=False
-            )[:, 0]
-            maps[image] = scale_attention(upsampled, preset=scale, quantile=quantile).amax(dim=0)
+        try:
+            chosen, table = [], []
+            for word in image_words:
+                token_maps = attention[image, [tokens.index(token) for token in word]]
+                if select == "cas":
+                    table.append(select_token(token_maps, word, **(cas or {})))
+                    chosen.append(table[-1].map)
+                else:
+                    chosen.append(average_tokens(token_maps))
+            if chosen:
+                upsampled = F.interpolate(torch.stack(chosen)[:, None], (height, width),
+                                          mode="bilinear", align_corners=False)[:, 0]  # fmt: skip
+                scaled = scale_attention(upsampled, preset=scale, quantile=quantile)
+                maps[image] = scaled.amax(dim=0)
+        except ValueError as error:
+            raise ValueError(f"{names[image]}: {error}") from error
         selections.append(tuple(table))
     return PathologyMaps(maps=maps, latents=latents, selections=tuple(selections))

@@ -34,9 +34,8 @@ from medsign_lite.paper_figures import (
 )
 from medsign_lite.results import record_result
 from medsign_lite.sample_cache import FIRST_SEED
-from medsign_lite.selection import scale_attention, select_token
+from medsign_lite.selection import SMALL_MAPS, scale_attention, select_token
 
-CAS = {"side": 64, "quantile": 0.9}  # as the recorded figures have it
 SEEN = (0.01, 0.3)  # share of the image that a finding covers in a figure
 NOTE = "outlined: the finding as an independent segmenter sees it in the unmarked image"
 
@@ -94,7 +93,7 @@ def compare(
     for name, folder in decoders.items():
         decoder, _ = load_decoder(folder, pipeline.vae)
         marked[name] = quantise(decode(decoder, latents)).cpu()[0]
-    chosen = select_token(word.attention, range(len(word.tokens)), **CAS).map
+    chosen = select_token(word.attention, range(len(word.tokens)), **SMALL_MAPS).map
     map = scale_attention(chosen, preset="sharp")
     return Comparison(title=title, original=word.image, map=map, marked=marked, mask=word.mask)
 
@@ -148,10 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words.append(word)
         rows.append(compare(pipeline, word, latents, folders, title=f"{modality}: original"))
         used[modality] = {"id": record.id, "report": record.report, "finding": word.title}
-    save(selection_figure(words, cas=CAS), options.out / "paper_fig2.png")
+    save(selection_figure(words, cas=SMALL_MAPS), options.out / "paper_fig2.png")
     save(residual_comparison_figure(rows), options.out / "paper_fig3.png")
-    config = {"weights": weights_fingerprint(options.weights), "cas": CAS, "steps": options.steps,
-              "decoders": [*others, "MedSign"]}  # fmt: skip
+    config = {"weights": weights_fingerprint(options.weights), "cas": SMALL_MAPS,
+              "steps": options.steps, "decoders": [*others, "MedSign"]}  # fmt: skip
     record_result(options.out / "paper_figures.json", {"images": used, "note": NOTE}, config)
     print(f"drawn: paper_fig2.png and paper_fig3.png; {NOTE}")
 

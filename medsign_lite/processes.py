@@ -99,11 +99,15 @@ class Processes:
 def descend(
     loss: Tensor, optimiser: torch.optim.Optimizer, processes: Processes | None = None
 ) -> None:
-    """One step down a scalar loss: gradients averaged over the processes and clipped to norm 1."""
+    """One step down a scalar loss: gradients averaged over the processes and clipped to norm 1.
+
+    Raises:
+        RuntimeError: if a gradient is not finite. A step with it would leave no weight that is.
+    """
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     if processes is not None:
         processes.average_gradients(parameters)
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
     optimiser.step()

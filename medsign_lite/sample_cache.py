@@ -34,6 +34,7 @@ from medsign_lite.localisation import pathology_map, word_tokens
 from medsign_lite.map_variants import MAP_KINDS
 from medsign_lite.memory_estimate import check_memory, estimate_sampling
 from medsign_lite.processor import tune_processor
+from medsign_lite.selection import SMALL_MAPS
 from medsign_lite.shards import check_disk, join_shards, write_shard
 from medsign_lite.training_state import check_settings, plain_settings
 
@@ -125,10 +126,16 @@ def sample_with_maps(
         check_prompts(pipeline.tokenizer, prompts)
     options = {"steps": steps, "guidance": guidance, "select": select, "cas": cas, "scale": scale,
                "quantile": quantile}  # fmt: skip
-    ends = pipeline.unet.conv_in.weight, pipeline.unet.conv_out.bias  # any training changes them
+    # Tensors that any training changes: whole networks would take longer than a batch.
+    ends = pipeline.unet.conv_in.weight, pipeline.unet.conv_out.bias
     decoder = list(LatentDecoder(pipeline.vae).parameters())
     settings = plain_settings(
         model=_digest(ends), decoder=_digest((decoder[0], decoder[-1])),
+        text_encoder=_digest(list(pipeline.text_encoder.parameters())[-2:]),
+        scheduler=_digest([type(pipeline.scheduler).__name__, *sorted(
+            f"{name}: {value}" for name, value in pipeline.scheduler.config.items()
+            if not name.startswith("_")
+        )]),
         prompts=_digest([list(prompts), [list(some) for some in words], list(seeds)]),
         batch=batch, **options | {"cas": dict(cas or {})},
     )  # fmt: skip
@@ -137,10 +144,8 @@ def sample_with_maps(
         settings["kinds"] = sorted(kinds)
     if pipeline.unet.dtype != torch.float32:
         settings["precision"] = str(pipeline.unet.dtype).removeprefix("torch.")
-    if not _goes_on(folder, settings, replace=replace):
-        with whole_file(folder / SETTINGS) as file:
-            file.write((json.dumps(settings, indent=2) + "\n").encode())
-    elif (folder / TENSORS).is_file() and (folder / PROMPTS).is_file():
+    begun = _begun(folder, settings, replace=replace, alone=workers == 1)
+    if begun and (folder / TENSORS).is_file() and (folder / PROMPTS).is_file():
         shutil.rmtree(folder / SHARDS, ignore_errors=True)
         return folder
     starts = range(0, len(prompts), batch)
@@ -154,7 +159,11 @@ def sample_with_maps(
         )  # fmt: skip
         check_memory(estimate, pipeline._execution_device)
         images = len(missing) * batch + len(prompts)
+        folder.mkdir(parents=True, exist_ok=True)
         check_disk(folder, _disk_bytes(pipeline, images, maps=1 + len(kinds)))
+        if not begun:
+            with whole_file(folder / SETTINGS) as file:
+                file.write((json.dumps(settings, indent=2) + "\n").encode())
         decoder = LatentDecoder(pipeline.vae)
         if pipeline.vae.dtype != torch.float32:  # what every figure is measured against is exact
             decoder = copy.deepcopy(decoder).float()
@@ -198,16 +207,24 @@ def _digest(value: Sequence) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def _goes_on(folder: Path, settings: dict, *, replace: bool) -> bool:
-    """Whether the folder holds samples of these settings; others are refused, or removed."""
-    own = [folder / name for name in (SETTINGS, TENSORS, PROMPTS)]
-    if not any(path.exists() for path in (*own, folder / SHARDS)):
+def _begun(folder: Path, settings: dict, *, replace: bool, alone: bool) -> bool:
+    """Whether the folder holds samples of these settings; others are refused, or removed.
+
+    Settings without a sample are those of a run that failed before its first one, and bind nobody;
+    beside other workers they may be those of one that has just begun.
+    """
+    made = [folder / TENSORS, folder / PROMPTS]
+    if not any(path.exists() for path in (*made, folder / SHARDS)) and alone:
         return False
-    saved = json.loads(own[0].read_text(encoding="utf-8")) if own[0].is_file() else {}
-    saved.setdefault("decoder", settings["decoder"])  # caches without originals do not name it
+    path = folder / SETTINGS
+    if not any(path.exists() for path in (path, *made, folder / SHARDS)):
+        return False
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for later in ("decoder", "text_encoder", "scheduler"):  # caches from before do not name them
+        saved.setdefault(later, settings[later])
     if replace and saved != settings:
-        for path in own:
-            path.unlink(missing_ok=True)
+        for old in (path, *made):
+            old.unlink(missing_ok=True)
         shutil.rmtree(folder / SHARDS, ignore_errors=True)
         return False
     check_settings(saved, settings, folder=folder)
@@ -242,9 +259,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quantile", type=float, default=0.7, help="of AAS")
     parser.add_argument("--kinds", nargs="+", default=[], choices=MAP_KINDS, help=(
         "further maps of the same samples, for the ablations"))  # fmt: skip
-    parser.add_argument("--cas-side", type=int, default=64, help=(
+    parser.add_argument("--cas-side", type=int, default=SMALL_MAPS["side"], help=(
         "side that token maps are enlarged to before CAS clusters them"))  # fmt: skip
-    parser.add_argument("--cas-quantile", type=float, default=0.9, help=(
+    parser.add_argument("--cas-quantile", type=float, default=SMALL_MAPS["quantile"], help=(
         "CAS clusters the pixels above this quantile of a token's map"))  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)

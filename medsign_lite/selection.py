@@ -6,6 +6,7 @@ map. The paper leaves open what its clustering sees, and its Eq. 1 barely sharpe
 here instead, and what is done literally, is said at `select_token` and at `scale_attention`.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -15,6 +16,8 @@ from sklearn.cluster import DBSCAN
 from torch import Tensor
 
 GAINS = {"literal": 1.0, "sharp": 20.0, "hard": None, None: None}  # presets of scale_attention
+EPS = {"value": 0.5, "grid": 1.5}  # of DBSCAN, by the features of select_token
+SMALL_MAPS = {"side": 64, "quantile": 0.9}  # for select_token on latents of 16 x 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ def select_token(
 
     With `features="value"` a pixel's neighbours come closer as the map gets larger. The defaults
     suit the 64 x 64 latents of Stable Diffusion; a smooth spot on 16 x 16 has too few neighbours
-    and counts as 0 clusters. `side=64` or `features="grid"` is the remedy for small maps.
+    and counts as 0 clusters. `**SMALL_MAPS` or `features="grid"` is the remedy for small maps.
 
     Args:
         maps: (T, h, w) one non-negative map per token, at latent resolution.
@@ -86,17 +89,17 @@ def select_token(
         variation: a map whose standard deviation is at most this share of its mean is rejected.
 
     Raises:
-        ValueError: if shapes or arguments do not fit, or every map is rejected.
+        ValueError: if shapes or arguments do not fit, a map is not finite, or all are rejected.
     """
+    check_cas(features=features, min_samples=min_samples, quantile=quantile, eps=eps, side=side)
     tokens = [int(token) for token in tokens]
     if maps.ndim != 3 or len(maps) != len(tokens) or not tokens:
         raise ValueError(
             f"expected maps (T, h, w), T tokens; got {tuple(maps.shape)}, {len(tokens)}"
         )
-    defaults = {"value": 0.5, "grid": 1.5}
-    if features not in defaults:
-        raise ValueError(f"features: expected one of {tuple(defaults)}, got {features!r}")
-    clustering = DBSCAN(eps=defaults[features] if eps is None else eps, min_samples=min_samples)
+    if not maps.isfinite().all():
+        raise ValueError(f"maps of the tokens {tokens}: expected finite numbers, got inf or nan")
+    clustering = DBSCAN(eps=EPS[features] if eps is None else eps, min_samples=min_samples)
     clustered = maps.detach().double().cpu()
     if side is not None and min(maps.shape[-2:]) < side:
         clustered = F.interpolate(
@@ -135,6 +138,26 @@ def select_token(
         raise ValueError(f"every map of the tokens {tokens} is nearly constant: nothing to select")
     scores[best] = replace(scores[best], chosen=True)
     return Selection(index=best, map=maps[best], scores=tuple(scores))
+
+
+def check_cas(**options) -> None:
+    """Refuse keyword arguments that `select_token` would refuse, before there are any maps.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what came.
+    """
+    parameters = inspect.signature(select_token).parameters.values()
+    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if unknown := set(options) - set(known):
+        raise ValueError(f"CAS: expected some of {tuple(known)}, got {sorted(unknown)}")
+    options = known | options
+    if options["features"] not in EPS:
+        raise ValueError(f"features: expected one of {tuple(EPS)}, got {options['features']!r}")
+    if not 0 <= options["quantile"] <= 1:
+        raise ValueError(f"quantile: expected a number in [0, 1], got {options['quantile']}")
+    for name in ("eps", "min_samples", "side"):
+        if options[name] is not None and not options[name] > 0:
+            raise ValueError(f"{name}: expected a positive number, got {options[name]}")
 
 
 def average_tokens(maps: Tensor) -> Tensor:

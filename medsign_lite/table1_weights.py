@@ -63,9 +63,7 @@ RECIPES = {  # by the folder that each one fills
     f"--attacks {_AS_PUBLISHED} --minutes 60",
     "stable_signature_published_{m}": f"{_FINETUNING} "
     f"--extractor {{b}}/extractor_published/extractor {_PLAIN} --steps 2500",
-    # Without attacks all reads of an image are the same one.
-    "stable_signature_{m}": f"{_FINETUNING} --extractor {{w}}/extractor {{recipe}} {_PLAIN} "
-    "--reads 1",
+    "stable_signature_{m}": f"{_FINETUNING} --extractor {{w}}/extractor {{recipe}} {_PLAIN}",
     # As `make weights` makes decoders, but for the map. The shipped fundus decoder is older: for a
     # fair pair of rows the sharp one has to be trained by this recipe as well.
     "medsign_literal_{m}": f"{_FINETUNING} --kind literal --extractor {{w}}/extractor {{recipe}}",

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 
@@ -130,6 +131,13 @@ def test_configuration_is_readable_json(folder):
     assert json.loads((folder / "config.json").read_text()) == CONFIG
 
 
+def test_save_checkpoint_refuses_weights_that_are_not_finite(tmp_path):
+    state = {"fine": torch.ones(2), "lost": torch.tensor([1.0, torch.nan])}
+    with pytest.raises(ValueError, match="weight 'lost' is not finite"):
+        checkpoints.save_checkpoint(tmp_path, state, CONFIG)
+    assert not list(tmp_path.iterdir())
+
+
 def test_digest_tells_contents_apart_and_nothing_else():
     layer = nn.Linear(3, 4)
     same = nn.Linear(3, 4)
@@ -137,6 +145,9 @@ def test_digest_tells_contents_apart_and_nothing_else():
     assert checkpoints.digest(layer) == checkpoints.digest(same)
     assert checkpoints.digest(layer) == checkpoints.digest([layer.weight, layer.bias])
     assert checkpoints.digest(layer, same) != checkpoints.digest(layer)
+    long = torch.rand(600, 2)  # read in parts
+    whole = hashlib.sha256(long.double().numpy().tobytes()).hexdigest()
+    assert checkpoints.digest([long]) == whole[:12]
     with torch.no_grad():
         same.bias[0] += 1e-3
     assert checkpoints.digest(layer) != checkpoints.digest(same)

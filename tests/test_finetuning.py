@@ -79,22 +79,23 @@ def test_finetune_step_writes_the_message_and_moves_nothing_else():
     assert all(p.grad is None for p in extractor.parameters())
 
 
-def test_finetune_step_reads_each_image_as_often_as_asked(monkeypatch):
+def test_finetune_step_reads_each_image_under_an_attack_of_its_own_each_time(monkeypatch):
     vae, seen = tiny_vae(), []
 
-    def reading(extractor, image, *, parts, **options):
-        seen.append((image.detach(), parts))
-        return extractor(image)
+    def attack(image, *, generator, **options):
+        seen.append((len(image), generator.initial_seed()))
+        return image
 
-    monkeypatch.setattr("medsign_lite.finetuning_step.read_under_attack", reading)
-    losses = [
-        run(copy_decoder(vae), tiny_extractor(), tiny_cache(vae), 1, reads=reads, attacks=2)[0]
-        for reads in (1, 3)
-    ]
-    (once, parts), (thrice, more) = seen
-    assert (parts, more) == (2, 6)  # as many attacks to a read
-    assert torch.equal(thrice, once.repeat_interleave(3, dim=0))  # one image's reads side by side
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # the same attack: the same mean
+    monkeypatch.setattr("medsign_lite.pretraining.random_attack", attack)
+    losses = []
+    for reads, strength in ((1, 1.0), (3, 1.0), (3, 0.0)):
+        seen.clear()
+        settings = {"reads": reads, "attacks": 2, "attack_strength": strength}
+        losses += run(copy_decoder(vae), tiny_extractor(), tiny_cache(vae), 1, **settings)
+        calls = 2 * reads if strength else 0
+        assert len(seen) == len(set(seen)) == calls and {size for size, _ in seen} <= {2}
+    for other in losses[1:]:  # an attack that does nothing: the same mean
+        assert other == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_finetune_step_first_losses_are_those_of_the_original():
@@ -233,12 +234,35 @@ def test_fit_refuses_a_bad_message_before_any_work(tmp_path, message, error):
     assert not list(tmp_path.iterdir())
 
 
-def test_fit_refuses_no_read(tmp_path):
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        ({"reads": 0}, "reads: expected at least 1 .* got 0"),
+        ({"held_out": 0}, "held_out: expected from 1 to fewer than the cache's 12 entries, got 0"),
+        ({"held_out": 12}, "held_out: .* got 12"),
+        ({"attack_names": ["jpg"]}, "expected names among .* got 'jpg'"),
+    ],
+    ids=["reads", "none held out", "all held out", "attack"],
+)
+def test_fit_refuses_bad_options_before_any_work(tmp_path, option, error):
     vae = tiny_vae()
-    with pytest.raises(ValueError, match="reads: expected at least 1 .* got 0"):
+    with pytest.raises(ValueError, match=error):
         fit(copy_decoder(vae), tiny_cache(vae), MESSAGE, tiny_extractor(), WEIGHTS, tmp_path,
-            steps=1, reads=0, **SETTINGS)  # fmt: skip
+            steps=1, **SETTINGS | option)  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+def test_fit_keeps_the_decoder_that_could_not_be_scored(tmp_path, monkeypatch):
+    def failing(*arguments, **options):
+        raise MemoryError("scores")
+
+    monkeypatch.setattr("medsign_lite.finetuning.evaluate", failing)
+    vae = tiny_vae()
+    with pytest.raises(MemoryError):
+        fit(copy_decoder(vae), tiny_cache(vae), MESSAGE, tiny_extractor(), WEIGHTS, tmp_path,
+            steps=1, **SETTINGS)  # fmt: skip
+    _, about = load_decoder(tmp_path / "decoder", vae)
+    assert about["step"] == 1 and "evaluation" not in about
 
 
 def test_fit_refuses_another_message_in_the_same_folder(tmp_path):

@@ -217,10 +217,23 @@ def test_attention_on_latents_is_the_sum_over_timesteps(pipeline):
         ({"select": "best"}, 'expected "cas" or "average"'),
         ({"quantile": 1.5}, "quantile: expected a number"),
         ({"select": "average", "cas": {"side": 64}}, 'only used with select="cas"'),
+        ({"cas": {"feature": "grid"}}, r"CAS: expected some of .* got \['feature'\]"),
+        ({"cas": {"quantile": 90}}, "quantile: expected a number"),
         ({"size": "pixels"}, 'expected "image" or "latent"'),
         ({"scale": "soft"}, "scale: expected one of"),
     ],
-    ids=["word", "count", "prompts", "select", "quantile", "cas", "size", "scale"],
+    ids=[
+        "word",
+        "count",
+        "prompts",
+        "select",
+        "quantile",
+        "cas",
+        "cas name",
+        "cas quantile",
+        "size",
+        "scale",
+    ],
 )
 def test_bad_arguments_are_refused_before_sampling(pipeline, monkeypatch, changes, message):
     def fail(*_, **__):
@@ -230,6 +243,27 @@ def test_bad_arguments_are_refused_before_sampling(pipeline, monkeypatch, change
     arguments = {"prompts": PROMPTS, "words": ["effusion", "edema"], "seeds": [1, 2]} | changes
     with pytest.raises(ValueError, match=message):
         pathology_map(pipeline, **arguments)
+
+
+def test_overflow_while_sampling_is_named_as_such(pipeline, monkeypatch):
+    forward = pipeline.unet.forward
+
+    def overflowing(*arguments, **options):
+        found = forward(*arguments, **options)
+        return (found[0] * torch.inf,)
+
+    monkeypatch.setattr(pipeline.unet, "forward", overflowing)
+    with pytest.raises(RuntimeError, match="seeds 1 to 2 are not finite in torch.float32: sample"):
+        pathology_map(pipeline, PROMPTS, ["effusion", "edema"], seeds=[1, 2], steps=2)
+
+
+def test_a_map_without_structure_is_named(pipeline, monkeypatch):
+    flat = lambda maps: torch.ones_like(maps[..., 0, :, :])  # noqa: E731
+    monkeypatch.setattr("medsign_lite.localisation.average_tokens", flat)
+    with pytest.raises(ValueError, match="image 0, seed 4: a map is constant"):
+        pathology_map(
+            pipeline, PROMPTS, ["effusion", "edema"], seeds=[4, 5], steps=1, select="average"
+        )
 
 
 @pytest.mark.parametrize(

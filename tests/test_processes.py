@@ -52,6 +52,14 @@ def test_descend_takes_one_clipped_step():
     torch.testing.assert_close(weight.detach(), torch.tensor([2.4, 3.2]))
 
 
+def test_descend_takes_no_step_that_would_leave_nothing_finite():
+    weights = [torch.nn.Parameter(torch.tensor([1.0])) for _ in range(2)]
+    optimiser = torch.optim.SGD(weights, lr=1.0)
+    with pytest.raises(RuntimeError, match="non-finite"):
+        descend(weights[0].sum() + (weights[1] - 1).sqrt().sum(), optimiser)
+    assert [weight.item() for weight in weights] == [1, 1]
+
+
 def launch(folder, *arguments):
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",

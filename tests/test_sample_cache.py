@@ -161,6 +161,32 @@ def test_too_little_memory_or_disk_is_said_before_anything_is_sampled(
     monkeypatch.setattr("medsign_lite.shards.shutil.disk_usage", lambda path: usage)
     with pytest.raises(OSError, match="GiB on a disk with 0.00 GiB free"):
         sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
+    monkeypatch.undo()  # what the error advises is not refused as other settings
+    sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS | {"batch": 2})
+
+
+def test_settings_without_a_sample_bind_nobody(pipeline, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        failing = lambda *a, **o: (_ for _ in ()).throw(RuntimeError("overflow"))  # noqa: E731
+        patch.setattr(cache_module, "pathology_map", failing)
+        with pytest.raises(RuntimeError, match="overflow"):
+            sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
+    with pytest.raises(ValueError, match="steps was 2, is 3"):  # another may have just begun
+        changed = OPTIONS | {"steps": 3}
+        sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, workers=2, worker=1, **changed)
+    sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS | {"steps": 3})
+    with pytest.raises(ValueError, match="steps was 3, is 2"):
+        sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
+
+
+def test_another_scheduler_is_another_setting(tmp_path):
+    pipeline = tiny_pipeline()
+    sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
+    pipeline.scheduler = type(pipeline.scheduler).from_config(
+        pipeline.scheduler.config, prediction_type="sample"
+    )
+    with pytest.raises(ValueError, match="other settings: scheduler was"):
+        sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
 
 
 def test_long_prompts_are_refused_or_cut(pipeline, tmp_path):

@@ -137,8 +137,11 @@ def test_rows_hold_the_whole_table():
         (torch.rand(4, 4), [1], {}, "expected maps"),
         (torch.rand(0, 4, 4), [], {}, "expected maps"),
         (torch.rand(1, 4, 4), [1], {"features": "pixels"}, "features: expected one of"),
+        (torch.rand(1, 4, 4), [1], {"quantile": 90}, r"quantile: expected .* in \[0, 1\], got 90"),
+        (torch.rand(1, 4, 4), [1], {"min_samples": 0}, "min_samples: expected a positive number"),
+        (torch.full((1, 4, 4), torch.nan), [7], {}, r"tokens \[7\]: expected finite numbers"),
     ],
-    ids=["count", "dimensions", "none", "features"],
+    ids=["count", "dimensions", "none", "features", "quantile", "samples", "nan"],
 )
 def test_select_token_refuses_bad_arguments(maps, tokens, options, message):
     with pytest.raises(ValueError, match=message):
