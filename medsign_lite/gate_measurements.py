@@ -1,5 +1,6 @@
 """What the gates are measured on, and the measurements: figures with intervals, by name."""
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,6 @@ from medsign_lite.random_streams import named_generator
 from medsign_lite.sample_cache import FIRST_SEED, sample_with_maps
 from medsign_lite.selection import SMALL_MAPS
 
-# Maps of 16 x 16 are upsampled before clustering, and findings are less than 30 % of an image.
 # By measurement, or by what it is called before its modality.
 WEIGHTS: dict[str, tuple[str, ...] | None] = {
     "weights": None,
@@ -50,6 +50,19 @@ WEIGHTS: dict[str, tuple[str, ...] | None] = {
     "watermark": ("pipeline", "extractor", "decoder_{modality}", "classifier", "segmenter"),
     "manifest": (),
     "processes": ("pipeline", "extractor"),
+}
+_SAMPLED = ("data", "images", "seed")
+# What else of a sample a measurement depends on; of the rest its record says nothing.
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "weights": (),
+    "localisation": (*_SAMPLED, "cas"),
+    "unmarked": ("data", "seed"),  # every test image
+    "reconstruction": _SAMPLED,
+    "generation": (*_SAMPLED, "steps"),
+    "localisation_generated": (*_SAMPLED, "steps", "cas"),
+    "watermark": (*_SAMPLED, "steps"),
+    "manifest": (),
+    "processes": (),
 }
 
 
@@ -77,9 +90,21 @@ class Sample:
         """What a recorded figure is of; no path of this machine. The weights are those that the
         measurement looks at, so that another decoder leaves the others' figures as they are."""
         parts = weights_of(measurement)
-        return {"images": self.images, "seed": self.seed, "steps": self.steps, "cas": SMALL_MAPS,
-                "weights": None if parts == () else weights_fingerprint(self.weights, parts)
-                }  # fmt: skip
+        settings = {name: getattr(self, name) for name in ("images", "seed", "steps")}
+        settings["cas"] = SMALL_MAPS
+        if "data" in (used := settings_of(measurement)):
+            settings["data"] = self.records_digest
+        weights = None if parts == () else weights_fingerprint(self.weights, parts)
+        return {name: settings[name] for name in used} | {"weights": weights}
+
+    @cached_property
+    def records_digest(self) -> str:
+        """Names the manifest's contents, wherever it lies and whatever its files are called."""
+        hashed = hashlib.sha256()
+        for r in self.manifest:
+            row = (r.id, r.modality, r.split, r.report, r.findings, r.words, r.sides)
+            hashed.update(repr(row).encode())
+        return hashed.hexdigest()[:12]
 
     @cached_property
     def folder(self) -> Path:
@@ -155,6 +180,11 @@ def weights_of(measurement: str) -> tuple[str, ...] | None:
     return tuple(name.format(modality=modality) for name in WEIGHTS[kind])
 
 
+def settings_of(measurement: str) -> tuple[str, ...]:
+    """What of a sample a measurement depends on, beside its weights."""
+    return SETTINGS[measurement if measurement in SETTINGS else measurement.rsplit("_", 1)[0]]
+
+
 def figure(row: Mapping, name: str) -> dict:
     """{"value", "low", "high"} of a row's figure; without an interval, of the value alone."""
     value = row[name]
@@ -217,9 +247,10 @@ def fixed_places(priors: Mapping[str, Tensor]) -> set[str]:
 
 
 def mean_of_rows(rows: Sequence[Mapping], name: str) -> dict:
-    """The mean of a figure over rows of different images, each of the same weight.
+    """The mean of a figure over rows, each of the same weight.
 
-    The interval is the normal one: a row's standard error is read off its own interval.
+    The interval is the normal one: a row's standard error is read off its own interval, and rows
+    are taken for independent, which the findings of one image are not quite.
     """
     if not rows:
         return {"value": None, "low": None, "high": None}
@@ -246,6 +277,10 @@ def localisation_generated(sample: Sample, modality: str) -> dict:
                 kept.append(index)
                 masks.append(mask)
                 priors.append(torch.stack([sample.priors[name] for name in names]).amax(dim=0))
+    if not kept:
+        raise ValueError(
+            f"in none of the {len(records)} {modality} images does the segmenter see what was named"
+        )
     own = maps[kept]
     rows = localisation_rows(
         own,

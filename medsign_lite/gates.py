@@ -12,15 +12,16 @@ part under --work, so a run that was killed goes on when the same command is giv
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from medsign_lite.gate_measurements import MEASUREMENTS as OF_WEIGHTS
 from medsign_lite.gate_measurements import Sample, figure
 from medsign_lite.gate_verdicts import Gate, agrees, judge, shown
-from medsign_lite.kept_parts import kept
+from medsign_lite.kept_parts import kept, kept_path
 from medsign_lite.latent_diffusion import BUNDLED
 from medsign_lite.processor import tune_processor
-from medsign_lite.results import ROOT, read_result, record_result
+from medsign_lite.results import ROOT, read_result, write_json
 from medsign_lite.scale_measurements import manifest, processes
 from medsign_lite.table1_gates import TABLE1_GATES, judge_table1
 
@@ -80,9 +81,11 @@ RECORDED_GATES = [
 ]  # fmt: skip
 
 
-def measure(sample: Sample, names: Iterable[str], *, keep: Path | None = None) -> dict[str, dict]:
-    """Run measurements by name; with `keep`, each finished one is kept there and not repeated,
-    with what it was measured of: other weights are measured anew."""
+def measure(
+    sample: Sample, names: Iterable[str], *, keep: Path | None = None, again: bool = False
+) -> dict[str, dict]:
+    """Figures of measurements by name. With `keep`, each finished one is kept there and, but for
+    `again`, not repeated, with what it was measured of: other weights are measured anew."""
     figures = {}
     for name in dict.fromkeys(names):
         if keep is None:
@@ -90,8 +93,8 @@ def measure(sample: Sample, names: Iterable[str], *, keep: Path | None = None) -
             figures[name] = MEASUREMENTS[name](sample)
         else:
             config = sample.config(name)
-            document = kept(keep, name, config, lambda name=name: MEASUREMENTS[name](sample))
-            figures[name] = document["values"]
+            one = partial(MEASUREMENTS[name], sample)
+            figures[name] = kept(keep, name, config, one, again=again)["values"]
     return figures
 
 
@@ -159,6 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="generated samples and finished parts")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the recorded figures")
     parser.add_argument("--record", action="store_true", help="write the recorded figures")
+    parser.add_argument("--again", action="store_true", help=(
+        "with --record: measure also what an earlier run has kept"))  # fmt: skip
     parser.add_argument("--only", nargs="+", default=list(MEASUREMENTS), choices=MEASUREMENTS)
     options = parser.parse_args(arguments)
     tune_processor()
@@ -172,14 +177,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     gates = [gate for gate in GATES if gate.measurement in options.only]
     keep = sample.folder / "parts" if options.record else None
-    figures = measure(sample, options.only, keep=keep)
+    figures = measure(sample, options.only, keep=keep, again=options.again)
     passed = judge(gates, figures)
     if options.only == list(MEASUREMENTS):
         passed &= judge_recorded(RECORDED_GATES, options.results)
         passed &= judge_table1(TABLE1_GATES, options.results)
     if options.record:
-        for name, values in figures.items():
-            record_result(options.results / f"{name}.json", values, sample.config(name))
+        for name in figures:  # with the commit and the time at which it was measured
+            document = read_result(kept_path(keep, name, sample.config(name)))
+            write_json(options.results / f"{name}.json", document)
         print(f"recorded: {', '.join(figures)}")
         return 0 if passed else 1
     weights = {name: sample.config(name)["weights"] for name in figures}

@@ -126,13 +126,19 @@ def generation_row(
         found: share of the named findings that the classifier finds; found_by_chance: of those
         that are not named. side: share of the named sides, of findings found, that are the side
         shown; side_by_chance: the same against the sides that another report names for the same
-        finding. Shares come with their interval; images, named and sided are counts.
+        finding. Shares come with their interval, of as many trials as there are images, since the
+        findings of one image are drawn together; images, named and sided are counts.
+
+    Raises:
+        ValueError: if no report names a finding.
     """
     names = FINDINGS["chest" if records[0].modality == "chest" else "fundus"]
     probability = torch.cat([classifier.probability(p, names).cpu() for p in images.split(50)])
     shown = {name: sum((classifier.sides(p, name) for p in images.split(50)), []) for name in names}
     named = torch.tensor([[name in r.findings for name in names] for r in records])
-    hits, sides, swapped = [], [], []
+    if not named.any():
+        raise ValueError(f"none of the {len(records)} reports names one of {', '.join(names)}")
+    hits, sides, swapped, sided_images = [], [], [], set()
     for column, name in enumerate(names):
         halves = (*HALVES["chest" if name in CHEST_FINDINGS else "fundus"], "bilateral")
         said = [(row, r.sides[r.findings.index(name)]) for row, r in enumerate(records)
@@ -142,14 +148,15 @@ def generation_row(
         sided = [(row, side) for (row, side), hit in zip(said, found, strict=True)
                  if hit and side in halves]  # fmt: skip
         sides += [shown[name][row] == side for row, side in sided]
+        sided_images |= {row for row, _ in sided}
         others = sided[1:] + sided[:1]
         pairs = zip(sided, others, strict=True)
         swapped += [shown[name][row] == other for (row, _), (_, other) in pairs]
     row = {"images": len(records), "named": len(hits), "sided": len(sides)}
-    row |= share_row("found", torch.tensor(hits))
+    row |= share_row("found", torch.tensor(hits), images=int(named.any(dim=1).sum()))
     row["found_by_chance"] = float((probability > 0.5)[~named].double().mean())
     if sides:
-        row |= share_row("side", torch.tensor(sides))
+        row |= share_row("side", torch.tensor(sides), images=len(sided_images))
         row["side_by_chance"] = sum(swapped) / len(swapped)
     return row
 

@@ -56,8 +56,9 @@ def localisation_rows(
         For "attention" and every control: one dict per finding and, last, their "mean", in which
         each finding weighs the same. Keys: map, finding, images, cnr (signed), auc, iou_best,
         iou (at the threshold), pointing, each with its interval; side_correct with its interval
-        and sided, the number of images it is of, where there are any; and for controls
-        cnr_margin, attention's CNR minus the control's, paired by image.
+        and sided, the number of maps it is of, where there are any ("mean" pools them); and for
+        controls cnr_margin, attention's CNR minus the control's, paired by image. Maps are taken
+        for independent, also those of several findings of one image.
     """
     scores = _score_all(
         {OWN: maps} | dict(controls or {}), masks, len(findings), sides, threshold, batch_size

@@ -22,7 +22,7 @@ from pathlib import Path
 from medsign_lite import attacker, table1_weights, table2
 from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import MODALITIES
-from medsign_lite.gate_measurements import weights_of
+from medsign_lite.gate_measurements import settings_of, weights_of
 from medsign_lite.results import ROOT, read_result
 
 WEIGHTS = ROOT / "medsign_lite" / "weights"
@@ -57,8 +57,11 @@ class Step:
 
 def _gate(name: str) -> Step:
     command = f"medsign_lite.gates --data MANIFEST --record --images {IMAGES} --only {name}"
-    return Step(command=f"{command} --results RESULTS", output=f"{name}.json",
-                parts=weights_of(name), settings={"images": IMAGES, "seed": 0})  # fmt: skip
+    settings = {"images": IMAGES, "seed": 0}
+    return Step(
+        command=f"{command} --results RESULTS", output=f"{name}.json", parts=weights_of(name),
+        settings={key: settings[key] for key in settings_of(name) if key in settings},
+    )  # fmt: skip
 
 
 def _of_modality(

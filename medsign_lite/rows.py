@@ -8,7 +8,7 @@ every image is a yes.
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from scipy.stats import binomtest
+from scipy.stats import beta
 from torch import Tensor
 
 from medsign_lite.metrics import bootstrap_interval
@@ -35,14 +35,18 @@ def mean_row(name: str, values: Tensor, *, resamples: int, generator: torch.Gene
     return {name: float(values.double().mean()), f"{name}_low": low, f"{name}_high": high}
 
 
-def share_row(name: str, hits: Tensor) -> dict:
-    """{name, name_low, name_high} of hits (N,) bool: the share, with its exact interval."""
-    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(0.95)
-    return {
-        name: float(hits.double().mean()),
-        f"{name}_low": float(interval.low),
-        f"{name}_high": float(interval.high),
-    }
+def share_row(name: str, hits: Tensor, *, images: int | None = None) -> dict:
+    """{name, name_low, name_high} of hits (N,) bool: the share, with its exact interval.
+
+    Args:
+        images: that the hits are of, if several are of one: they are not independent of each other,
+            and the interval is that of as many trials as there are images.
+    """
+    share = float(hits.double().mean())
+    trials = len(hits) if images is None else images
+    low = beta.ppf(0.025, share * trials, (1 - share) * trials + 1) if share > 0 else 0.0
+    high = beta.ppf(0.975, share * trials + 1, (1 - share) * trials) if share < 1 else 1.0
+    return {name: share, f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 def table(rows: Sequence[dict] | dict, columns: Sequence[str] | None = None, *, decimals: int = 3):

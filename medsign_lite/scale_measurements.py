@@ -26,7 +26,8 @@ from medsign_lite.data import read_manifest
 def peak():
     status = Path("/proc/self/status")
     if not status.is_file():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS alone
+        return most / 1024 if sys.platform == "darwin" else most
     lines = status.read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 

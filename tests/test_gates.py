@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from medsign_lite import gates
+from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import Record, write_manifest
 from medsign_lite.gate_measurements import (
     RECORDED,
+    SETTINGS,
     WEIGHTS,
     Sample,
     figure,
@@ -158,7 +160,8 @@ def test_judge_recorded_skips_what_cannot_be_recorded_and_asks_for_what_can(tmp_
 @pytest.fixture
 def weights(tmp_path):
     folder = tmp_path / "weights"
-    for part in ("pipeline", "extractor", "decoder_chest", "decoder_fundus"):
+    for part in ("pipeline", "extractor", "decoder_chest", "decoder_fundus", "classifier",
+                 "segmenter"):  # fmt: skip
         (folder / part).mkdir(parents=True)
         (folder / part / "model.safetensors").write_bytes(part.encode())
     return folder
@@ -182,6 +185,7 @@ def test_measure_keeps_finished_parts_and_goes_on(tmp_path, weights, monkeypatch
     for name in ("first", "second"):
         monkeypatch.setitem(MEASUREMENTS, name, lambda sample, name=name: count(name))
         monkeypatch.setitem(WEIGHTS, name, ("pipeline",))
+        monkeypatch.setitem(SETTINGS, name, ("images", "seed"))
     sample = sample_of(tmp_path, weights)
     with pytest.raises(KeyboardInterrupt):
         measure(sample, ["first", "second"], keep=tmp_path / "parts")
@@ -190,9 +194,30 @@ def test_measure_keeps_finished_parts_and_goes_on(tmp_path, weights, monkeypatch
     assert figures["first"]["f"]["value"] == 1.0
     measure(sample_of(tmp_path, weights, seed=2), ["first"], keep=tmp_path / "parts")
     assert calls[3:] == ["first"]  # of another seed: measured and kept beside the other
+    measure(sample, ["first"], keep=tmp_path / "parts", again=True)
+    assert calls[4:] == ["first"]
+
+
+def write_one(tmp_path, *, report):
+    record = Record(id="a", image=tmp_path / "a.png", modality="chest", split="test", report=report)
+    write_manifest(tmp_path / "manifest.csv", [record])
+
+
+def test_config_names_what_a_measurement_depends_on_and_nothing_else(tmp_path, weights):
+    def configs(report):
+        write_one(tmp_path, report=report)
+        return {name: sample_of(tmp_path, weights).config(name) for name in named}
+
+    named = ("watermark_chest", "localisation", "unmarked", "manifest")
+    first, again, other = configs("edema"), configs("edema"), configs("no edema")
+    assert first == again
+    assert [name for name in named if first[name] != other[name]] == list(named[:3])
+    assert set(first["manifest"]) == {"weights"}
+    assert set(first["watermark_chest"]) == {"weights", "data", "images", "seed", "steps"}
 
 
 def test_another_decoder_leaves_the_figures_of_all_else(tmp_path, weights):
+    write_one(tmp_path, report="edema")
     sample = sample_of(tmp_path, weights)
     names = ["reconstruction_chest", "unmarked", "weights", "manifest"]
     before = {name: sample.config(name)["weights"] for name in names}
@@ -218,7 +243,12 @@ def test_main_exits_by_gates_and_by_agreement(tmp_path, weights, monkeypatch, ca
     assert main(common) == 1  # it passes, but nothing is recorded
     assert main([*common, "--record"]) == 0
     document = read_result(tmp_path / "results" / "weights.json")
-    assert document["config"]["images"] == 500 and document["config"]["seed"] == 0
+    assert document["config"] == {"weights": weights_fingerprint(weights)}
+    monkeypatch.setattr("medsign_lite.results.commit", lambda: "later")
+    assert main([*common, "--record"]) == 0  # kept: of the commit and time that it was measured at
+    assert read_result(tmp_path / "results" / "weights.json") == document
+    assert main([*common, "--record", "--again"]) == 0
+    assert read_result(tmp_path / "results" / "weights.json")["commit"] == "later"
     assert main(common) == 0
     monkeypatch.setattr(gates, "GATES", [gate(measurement="weights", figure="size", required=9)])
     assert main(common) == 1

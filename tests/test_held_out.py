@@ -51,6 +51,8 @@ def test_generation_row_by_hand(tmp_path):
     assert row["found_by_chance"] == pytest.approx(1 / 21)
     assert row["side"] == pytest.approx(1 / 2) and row["sided"] == 2
     assert row["side_by_chance"] == pytest.approx(1 / 2)
+    with pytest.raises(ValueError, match="none of the 1 reports names one of pneumonia"):
+        generation_row(reader, images[:1], records[3:])
 
 
 def test_readable_leaves_out_reports_that_are_cut_off(tmp_path):

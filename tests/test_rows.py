@@ -1,6 +1,6 @@
 import pytest
 import torch
-from scipy.stats import beta
+from scipy.stats import binomtest
 
 from medsign_lite import rows
 
@@ -33,11 +33,14 @@ def test_mean_row_holds_mean_and_interval():
     assert row["x_high"] == pytest.approx(0.6, abs=0.03)
 
 
-def test_share_row_agrees_with_the_beta_quantiles_and_does_not_collapse():
+def test_share_row_is_the_exact_interval_and_does_not_collapse():
     row = rows.share_row("hit", torch.arange(20) < 15)
+    exact = binomtest(15, 20).proportion_ci(0.95)
     assert row["hit"] == 0.75
-    assert row["hit_low"] == pytest.approx(beta.ppf(0.025, 15, 6))
-    assert row["hit_high"] == pytest.approx(beta.ppf(0.975, 16, 5))
+    assert (row["hit_low"], row["hit_high"]) == pytest.approx((exact.low, exact.high))
+    # Two of each image: no more is known than of as many images.
+    twice = rows.share_row("hit", torch.arange(40) < 30, images=20)
+    assert twice == pytest.approx(row)
     everything = rows.share_row("hit", torch.ones(20, dtype=torch.bool))
     assert everything["hit_high"] == 1
     assert everything["hit_low"] == pytest.approx(0.025 ** (1 / 20))
