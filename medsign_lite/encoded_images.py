@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from medsign_lite.data import Record
 from medsign_lite.files import whole_file
-from medsign_lite.images import load_image, resize
+from medsign_lite.images import central_crop, load_image, resize
 from medsign_lite.latent_diffusion import Autoencoder, encode, scale_factor
 from medsign_lite.shards import check_disk, join_shards, write_shard
 from medsign_lite.training_state import check_settings, plain_settings
@@ -82,12 +82,8 @@ def encoded_images(
 
 def central_part(image: Tensor, size: tuple[int, int]) -> Tensor:
     """The largest central part of (B, C, H, W) of the shape of `size`, brought to `size`."""
-    height, width = image.shape[-2:]
-    scale = min(height / size[0], width / size[1])
-    kept = round(size[0] * scale), round(size[1] * scale)
-    top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
-    part = image[..., top : top + kept[0], left : left + kept[1]]
-    return part if kept == size else resize(part, size)
+    part = central_crop(image, size)
+    return part if tuple(part.shape[-2:]) == tuple(size) else resize(part, size)
 
 
 def _read(records: Sequence[Record], size: tuple[int, int]) -> Tensor:

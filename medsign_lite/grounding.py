@@ -8,7 +8,6 @@ It needs masks, which the phantoms have. Models that were trained without them, 
 localise as far as their size and the length of their training let them.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,7 +18,8 @@ from transformers import CLIPTokenizer
 
 from medsign_lite.attention_layers import find_cross_attention
 from medsign_lite.data import Record, load_mask
-from medsign_lite.localisation import word_tokens
+from medsign_lite.images import central_crop
+from medsign_lite.report_supervision import report_tokens
 
 UNGROUNDED = -1  # a token that belongs to no finding with a mask
 
@@ -28,6 +28,9 @@ def read_groundings(
     records: Sequence[Record], tokenizer: CLIPTokenizer, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Which finding each token names, and where the findings are.
+
+    Args:
+        size: (h, w) of the latents, of the central part of each image that has their proportions.
 
     Returns:
         owners (N, T): the number of the finding in its record that a token belongs to, and
@@ -42,9 +45,13 @@ def read_groundings(
             if path is None:
                 continue
             # The maximum, because a microaneurysm is a small part of a latent.
-            region[number] = F.adaptive_max_pool2d(load_mask(path)[None], size)[0] > 0.5
-            with contextlib.suppress(ValueError):  # a word that is cut off has nothing to learn
-                row[word_tokens(tokenizer, record.report, word)] = number
+            mask = central_crop(load_mask(path), size)
+            region[number] = F.adaptive_max_pool2d(mask[None], size)[0] > 0.5
+            own = report_tokens(tokenizer, record, word)
+            if own and (first := int(row[own[0]])) != UNGROUNDED:
+                region[first] |= region[number]  # two findings of one word: it may look at either
+            else:
+                row[own] = number
     return owners, regions
 
 

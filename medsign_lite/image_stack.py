@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from medsign_lite.data import read_manifest
-from medsign_lite.images import load_image, resize, to_bytes
+from medsign_lite.images import central_crop, load_image, resize, to_bytes
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
 
@@ -54,11 +54,8 @@ def _spread(count: int, limit: int | None) -> list[int]:
 
 
 def _square(image: Tensor, size: int) -> Tensor:
-    height, width = image.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    image = image[None, :, top : top + side, left : left + side]
-    image = image if side == size else resize(image, (size, size))
+    image = central_crop(image[None], (1, 1))
+    image = image if image.shape[-1] == size else resize(image, (size, size))
     return to_bytes(image)[0].permute(2, 0, 1)
 
 

@@ -198,6 +198,15 @@ def imagenet_normalise(image: Tensor) -> Tensor:
     return (image - mean) / std
 
 
+def central_crop(image: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The largest central part of (..., H, W) with the proportions of `shape` (height, width)."""
+    height, width = image.shape[-2:]
+    scale = min(height / shape[0], width / shape[1])
+    kept = round(shape[0] * scale), round(shape[1] * scale)
+    top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
+    return image[..., top : top + kept[0], left : left + kept[1]]
+
+
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Antialiased bilinear resize.
 

@@ -39,6 +39,14 @@ __all__ = [
 ]
 
 
+class WordCutOff(ValueError):
+    """A word that the tokenizer's limit cuts off: the text encoder never reads it."""
+
+
+class WordNotFound(ValueError):
+    """A word that a prompt does not contain as a whole word."""
+
+
 def word_tokens(tokenizer, prompt: str, word: str, *, occurrence: int = 0) -> list[int]:
     """Positions, in the padded prompt that the pipeline encodes, of the tokens of a word.
 
@@ -52,8 +60,8 @@ def word_tokens(tokenizer, prompt: str, word: str, *, occurrence: int = 0) -> li
         positions in ascending order, counting the start token as 0.
 
     Raises:
-        ValueError: if the prompt does not contain the word (as a whole word, that often), or the
-            tokenizer's limit cuts it off.
+        ValueError: if the prompt does not contain the word as a whole word (`WordNotFound`) or not
+            that often, or the tokenizer's limit cuts it off (`WordCutOff`).
     """
     parts = [re.escape(part) for part in word.split()]
     if not parts:
@@ -61,7 +69,7 @@ def word_tokens(tokenizer, prompt: str, word: str, *, occurrence: int = 0) -> li
     pattern = r"(?<!\w)" + r"\s+".join(parts) + r"(?!\w)"
     found = [match.span() for match in re.finditer(pattern, prompt, re.IGNORECASE)]
     if not found:
-        raise ValueError(f"the prompt does not contain the word {word!r}: {prompt!r}")
+        raise WordNotFound(f"the prompt does not contain the word {word!r}: {prompt!r}")
     if not 0 <= occurrence < len(found):
         raise ValueError(
             f"occurrence {occurrence} of {word!r}: the prompt contains it {len(found)} time(s), "
@@ -78,7 +86,7 @@ def word_tokens(tokenizer, prompt: str, word: str, *, occurrence: int = 0) -> li
         raise ValueError(f"the tokenizer makes no token of the word {word!r} in {prompt!r}")
     kept = tokenizer.model_max_length - 1  # the end token takes the last place
     if len(whole) > tokenizer.model_max_length and positions[-1] >= kept:
-        raise ValueError(
+        raise WordCutOff(
             f"the tokenizer's limit of {tokenizer.model_max_length} cuts off the word {word!r}: it "
             f"ends at token {positions[-1]} of {prompt!r}; shorten the prompt"
         )

@@ -4,7 +4,6 @@ A finding covers a few latents of an image and its side is one word of a report.
 early when the noise's error is all that counts.
 """
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +12,8 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from medsign_lite.data import SIDES, Record
-from medsign_lite.localisation import word_tokens
+from medsign_lite.localisation import WordCutOff, WordNotFound, word_tokens
+from medsign_lite.map_variants import MIRROR
 
 IGNORED = -100  # a token that belongs to no finding
 
@@ -28,21 +28,37 @@ def emphasised_places(records: Sequence[Record], regions: Tensor) -> Tensor:
     Args:
         regions: (N, F, h, w) bool as `read_groundings` returns.
     """
-    axis = {"chest": -1, "fundus": -2}  # right and left; superior and inferior
     places = regions.any(dim=1)
-    sides = (found.flip(axis[r.modality]) for found, r in zip(places, records, strict=True))
+    sides = (found.flip(MIRROR[r.modality]) for found, r in zip(places, records, strict=True))
     return places | torch.stack(list(sides))
 
 
 def read_sides(records: Sequence[Record], tokenizer: CLIPTokenizer) -> Tensor:
     """What each token (N, T) is to know: the number in SIDES of the finding whose word it belongs
-    to, and IGNORED where it belongs to none."""
+    to, and IGNORED where it belongs to none, or to findings of different sides."""
     sides = torch.full((len(records), tokenizer.model_max_length), IGNORED)
     for row, record in zip(sides, records, strict=True):
         for word, side in zip(record.words, record.sides, strict=True):
-            with contextlib.suppress(ValueError):  # a word that is cut off has nothing to learn
-                row[word_tokens(tokenizer, record.report, word)] = SIDES.index(side)
+            number, own = SIDES.index(side), report_tokens(tokenizer, record, word)
+            shared = bool(own) and row[own[0]] not in (IGNORED, number)
+            row[own] = IGNORED if shared else number
     return sides
+
+
+def report_tokens(tokenizer: CLIPTokenizer, record: Record, word: str) -> list[int]:
+    """Positions of a finding's word in the record's report; none where it is empty or cut off.
+
+    Raises:
+        ValueError: naming the record, and not its report, if the word is not in it.
+    """
+    try:
+        return word_tokens(tokenizer, record.report, word) if word else []
+    except WordCutOff:  # nothing to learn
+        return []
+    except WordNotFound:
+        raise ValueError(
+            f"record {record.id!r}: its report does not have {word!r} as a whole word"
+        ) from None
 
 
 def side_loss(hidden: Tensor, head: nn.Linear, sides: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Grounding by hand: which tokens, which places, which share; and attention as it is recorded."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -49,6 +51,33 @@ def test_tokens_belong_to_the_finding_that_their_word_names(tmp_path):
     assert regions[0, 0].nonzero().tolist() == [[1, 2]]  # a single pixel, in a latent of 4 x 4
     assert regions[0, 1].nonzero().tolist() == [[5, 7], [6, 7], [7, 7]]
     assert not regions[1].any()
+
+
+def test_findings_of_one_word_may_be_looked_for_in_either_place(tmp_path):
+    tokenizer = learn_tokenizer([REPORT] * 20)
+    both = replace(record_of(tmp_path, (5, 9), (30, 30)), words=("effusion", "effusion"))
+    owners, regions = read_groundings([both], tokenizer, (8, 8))
+    own = word_tokens(tokenizer, REPORT, "effusion")
+    assert (owners[0, own] == 0).all() and (owners == UNGROUNDED).sum() == 77 - len(own)
+    assert regions[0, 0].nonzero().tolist() == [[1, 2], [7, 7]]
+
+
+def test_masks_are_cut_as_images_are(tmp_path):
+    tokenizer = learn_tokenizer([REPORT] * 20)
+    mask = torch.zeros(32, 64, dtype=torch.uint8)
+    mask[:, 16] = 255  # the first column of the central square
+    Image.fromarray(mask.numpy()).save(tmp_path / "wide.png")
+    wide = replace(record_of(tmp_path, (0, 0)), masks=(tmp_path / "wide.png",))
+    _, regions = read_groundings([wide], tokenizer, (8, 8))
+    assert regions[0, 0].any(dim=0).nonzero().tolist() == [[0]]
+
+
+def test_a_word_that_is_only_part_of_one_is_named_without_its_report(tmp_path):
+    tokenizer = learn_tokenizer([REPORT] * 20)
+    part = record_of(tmp_path, (0, 0), report="No pneumonias were seen.")
+    with pytest.raises(ValueError, match="record 'one': .* have 'pneumonia' as a whole") as caught:
+        read_groundings([part], tokenizer, (8, 8))
+    assert "seen" not in str(caught.value)
 
 
 def test_findings_without_a_mask_and_words_that_are_cut_off_are_not_grounded(tmp_path):

@@ -1,5 +1,7 @@
 """Where findings lie and which side their words name, told by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -50,6 +52,9 @@ def test_every_token_of_a_word_is_to_know_its_side_and_no_other():
     named = [len(word_tokens(tokenizer, REPORTS[1], w)) for w in ("effusion", "cardiomegaly")]
     assert (sides[1] != IGNORED).sum() == sum(named)
     assert (sides[2:] == IGNORED).all()  # nothing named; cut off
+    both = replace(record_of("edema", ("edema", "right")), findings=("edema",) * 2,
+                   words=("edema",) * 2, sides=("right", "left"), masks=(None,) * 2)  # fmt: skip
+    assert (read_sides([both], tokenizer) == IGNORED).all()  # one word, two sides
 
 
 def test_side_loss_is_the_cross_entropy_of_the_named_tokens_alone():
