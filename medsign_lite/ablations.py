@@ -94,8 +94,11 @@ def weights_of(weights: LossWeights, variant: Variant) -> LossWeights:
     return replace(weights, **dict.fromkeys(variant.without, 0.0))
 
 
-def recipe_of(config: Mapping) -> dict:
+def recipe_of(config: Mapping, perceptual_weights: str | Path | None = None) -> dict:
     """Keyword arguments of `fit` from the configuration that a decoder's folder holds.
+
+    Args:
+        perceptual_weights: the published file, of a decoder that was trained with Watson-VGG.
 
     Raises:
         ValueError: if the configuration lacks one of them.
@@ -105,7 +108,7 @@ def recipe_of(config: Mapping) -> dict:
         raise ValueError(f"the decoder's configuration does not say {', '.join(missing)}")
     return {name: config[name] for name in _TAKEN} | {
         "weights": LossWeights(**config["weights"]),
-        "perceptual": perceptual_of(config["perceptual"]),
+        "perceptual": perceptual_of(config["perceptual"], perceptual_weights),
     }
 
 
@@ -265,6 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, help="another than the recipe's")
     parser.add_argument("--read-well", type=float, help="another than the recipe's")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="entries never trained on")
+    parser.add_argument("--perceptual-weights", type=Path, help=(
+        "published Watson-VGG .pth, if --like was trained with it"))  # fmt: skip
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     options = parser.parse_args(arguments)
     if "exact_mask_map" in options.only and options.data is None:
@@ -273,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     extractor = load_extractor(options.extractor)
     like = options.like or weights / f"decoder_{options.modality}"
     made = load_checkpoint(like, kind="decoder")[1]
-    recipe = recipe_of(made)
+    recipe = recipe_of(made, options.perceptual_weights)
     for name in ("learning_rate", "batch_size", "read_well"):
         if (given := getattr(options, name)) is not None:
             recipe[name] = given

@@ -206,6 +206,11 @@ class AttentionRecord:
                 f"one record holds one shape: it has (rows, height, width) {self._latents} and the "
                 f"U-Net now gets {latents}; open a new `with record_attention(...)` block"
             )
+        if self._running:
+            raise RuntimeError(
+                "an earlier call of the U-Net failed halfway, and part of it is in the sums; open a "
+                "new `with record_attention(...)` block"
+            )
         self._latents = latents
         self._pending, self._captured, self._running = {}, set(), True
 

@@ -31,7 +31,7 @@ def save_checkpoint(
     *,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write weights and configuration, both or neither.
+    """Write weights and configuration; neither takes its name before both are on the disk.
 
     Args:
         folder: created if needed.
@@ -43,7 +43,8 @@ def save_checkpoint(
         The folder.
 
     Raises:
-        ValueError: if the configuration names no kind, or a weight does not fit into `dtype`.
+        ValueError: if the configuration names no kind, or a weight is not finite or does not fit
+            into `dtype`.
         OSError: if there is no space left (see `whole_file`).
     """
     folder = Path(folder)

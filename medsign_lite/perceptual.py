@@ -113,7 +113,9 @@ class MaskedPyramid(nn.Module):
         if not 0 <= masking <= 1:
             raise ValueError(f"masking: expected 0 to 1, got {masking}")
         self.levels, self.threshold, self.masking = levels, threshold, masking
-        self.name = "masked-pyramid" + ("" if masking == 0.7 else f"-{masking:g}")
+        self.name = "masked-pyramid" + ("" if masking == 0.7 else f"-{_number(masking)}")
+        if (levels, threshold) != (4, 0.01):
+            self.name += f" of {levels} levels from {_number(threshold)}"
         kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
         self.register_buffer("kernel", (kernel[:, None] * kernel)[None, None], persistent=False)
 
@@ -140,6 +142,11 @@ class MaskedPyramid(nn.Module):
         return F.conv2d(planes, self.kernel.to(image.dtype)).view(image.shape)
 
 
+def _number(value: float) -> str:
+    """As short as possible, and exactly this number when it is read again."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
+
+
 class _WithTerm(nn.Module):
     """A perceptual loss plus `weight` times a term of its own, which its name tells."""
 
@@ -150,7 +157,7 @@ class _WithTerm(nn.Module):
         if not 0 < weight < math.inf:
             raise ValueError(f"{self.option}: expected a weight above 0, got {weight}")
         self.loss, self.weight = loss, weight
-        self.name = f"{loss.name}+{self.label}-{weight:g}"
+        self.name = f"{loss.name}+{self.label}-{_number(weight)}"
 
     def forward(self, image: Tensor, reference: Tensor) -> Tensor:
         """image, reference: (B, 3, H, W) in [0, 1], H and W at least 16, to a scalar."""
@@ -228,9 +235,9 @@ def perceptual_of(name: str, weights: str | Path | None = None) -> nn.Module:
     Raises:
         ValueError: if no loss has that name, or Watson-VGG is named without its file.
     """
+    number = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
     found = re.fullmatch(
-        r"(masked-pyramid|watson-vgg)(?:-([\d.]+))?(?:\+ssim-([\d.e+-]+?))?(?:\+even-([\d.e+-]+))?",
-        name,
+        rf"(masked-pyramid|watson-vgg)(?:-{number})?(?:\+ssim-{number})?(?:\+even-{number})?", name
     )
     if found and (found[1] == "masked-pyramid" or (weights is not None and not found[2])):
         loss = perceptual_loss(

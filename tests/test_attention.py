@@ -388,6 +388,19 @@ def test_another_shape_in_the_same_block_is_refused(shared_pipeline):
         generate(shared_pipeline, width=48)
 
 
+def test_a_call_after_one_that_failed_halfway_is_refused(shared_pipeline):
+    def stop(*_):
+        raise MemoryError
+
+    with record_attention(shared_pipeline, conditional="all"):
+        handle = shared_pipeline.unet.mid_block.register_forward_hook(stop)
+        with pytest.raises(MemoryError):
+            generate(shared_pipeline, guidance=1.0)
+        handle.remove()
+        with pytest.raises(RuntimeError, match="an earlier call of the U-Net failed halfway"):
+            generate(shared_pipeline, guidance=1.0)
+
+
 def test_view_that_was_not_kept_is_refused(shared_pipeline):
     with record_attention(shared_pipeline, conditional="second_half") as record:
         generate(shared_pipeline)

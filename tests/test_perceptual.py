@@ -210,12 +210,18 @@ def test_structure_refuses_other_weights(weight):
     [
         {}, {"masking": 0.0}, {"masking": 0.35, "structure": 6.5}, {"structure": 3},
         {"evenness": 0.5}, {"masking": 0.0, "structure": 20, "evenness": 0.4},
+        {"masking": 1e-5, "structure": 1234567, "evenness": 1 / 3},
     ],
 )  # fmt: skip
 def test_perceptual_of_its_own_name_is_the_same_loss(options):
     loss, (image, reference) = perceptual_loss(**options), torch.rand(2, 1, 3, 32, 32)
     again = perceptual_of(loss.name)
     assert again.name == loss.name and again(image, reference) == loss(image, reference)
+
+
+def test_another_pyramid_has_another_name():
+    names = {MaskedPyramid(**o).name for o in ({}, {"levels": 3}, {"threshold": 0.02})}
+    assert len(names) == 3 and "masked-pyramid" in names
 
 
 @pytest.mark.parametrize(
