@@ -20,6 +20,8 @@ RECORD_PHANTOMS := build/gates/phantoms5000/manifest.csv
 # Snakemake asks for older versions of packages than are pinned: it has an environment of its own.
 SNAKEMAKE := build/snakemake
 TARGET ?= all
+# GNU make 4; that of macOS is older, and mixes the lines of two jobs.
+IN_LINES := $(if $(filter output-sync,$(.FEATURES)),--output-sync=line)
 CHOSEN := $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
 .PHONY: help environment tutorial test unit smoke nbval lint weights gates record results notebooks \
@@ -45,7 +47,7 @@ tutorial: $(STAMP)
 
 # Two at a time with one thread each: networks this small gain little from a second one.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 --output-sync=line nbval unit smoke
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 $(IN_LINES) nbval unit smoke
 
 unit: $(STAMP)
 	$(PY) -m pytest

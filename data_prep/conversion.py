@@ -26,7 +26,7 @@ from data_prep.parallel import in_parallel
 from data_prep.pixels import Box, Unusable, box_mask, square
 from data_prep.splits import check_patients
 from medsign_lite.data import MODALITIES, SPLITS, Record, write_manifest
-from medsign_lite.dicom import DICOM_ENDINGS, import_pydicom
+from medsign_lite.dicom import DICOM_ENDINGS, import_pydicom, is_dicom
 from medsign_lite.files import whole_file
 
 CLAIM = "conversion.json"
@@ -126,7 +126,9 @@ def convert(
     if not sources:
         raise ValueError(f"no image to convert in {source}: {summary}")
     check_patients([item.patient for item in sources], [item.split for item in sources])
-    if any(item.path.suffix.lower() in DICOM_ENDINGS for item in sources):
+    # Only those without an ending have to be opened to know.
+    told = (item.path for item in sources if item.path.suffix.lower() in ("", *DICOM_ENDINGS))
+    if any(is_dicom(path) for path in told):
         import_pydicom()
     order = list(sources)
     random.Random(seed).shuffle(order)

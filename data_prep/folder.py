@@ -5,6 +5,7 @@
         --patient-column patient
 
 Images (PNG, JPEG, TIFF, DICOM and others) become square 8-bit PNG files, cropped at the centre.
+They are found by their endings, DICOM also without one; how many other files there are is said.
 Nothing that identifies a patient is copied: no file name, no patient's number, none of a file's
 metadata; images get running numbers in an order drawn by the seed. Reports are copied as they are:
 take names out of them first.
@@ -79,6 +80,10 @@ def prepare_folder(
         raise ValueError("a table needs columns: at least the one that names the image")
     summary = Summary()
     listing = ImageListing(source)
+    if listing.left_out:
+        summary.remarks.append(
+            f"{listing.left_out} other files left out: no image by ending, no DICOM by content"
+        )
     if table is None:
         found = [Source(path=path, split="") for path in listing.paths]
     else:

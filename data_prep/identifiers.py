@@ -6,8 +6,9 @@ MIMIC-CXR, CheXpert, ChestX-ray14 and ODIR name images by patient and study; suc
 output ties it to a person in the data set. Their forms are known here; those of a hospital's own
 names are not.
 
-A finding is said with its file, its line or cell, and the form it has, and never quoted. Exit
-status: 0 if nothing is found, 1 if something is.
+A finding is said with its file, its line or cell, and the form it has, and never quoted: in a path,
+"..." stands for each folder and file whose name is one. Exit status: 0 if nothing is found, 1 if
+something is.
 """
 
 import argparse
@@ -51,29 +52,37 @@ def identifiers_in(text: str) -> list[tuple[int, str]]:
 
 
 def scan(places: Iterable[str | os.PathLike]) -> list[str]:
-    """Findings in files, and in the text files and file names below folders.
+    """Findings in files, in the text files below folders, and in the names of all of them.
 
-    Of a notebook everything is read but its pictures: sources, outputs, errors and metadata.
+    The folders in which a place lies count too, as far as its path names them. Of a notebook
+    everything is read but its pictures: sources, outputs, errors and metadata.
 
     Returns:
-        A sentence for each, such as "results/a.json, line 3: a CheXpert patient"; where the name
-        of the file itself is one, its folder stands for it.
+        A sentence for each, such as "results/a.json, line 3: a CheXpert patient"; a name is said
+        with the folder that it is in, such as "a name in runs/...: a MIMIC-CXR study".
 
     Raises:
         FileNotFoundError: if a place does not exist.
     """
-    found = []
+    found, seen = [], set()
     for place in map(Path, places):
         if not place.exists():
-            raise FileNotFoundError(f"no file or folder at {place}")
-        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            shown = path.as_posix()
-            for _, form in identifiers_in(path.name):
-                shown = f"a name in {path.parent.as_posix()}"
-                found.append(f"{shown}: {form}")
+            raise FileNotFoundError(f"no file or folder at {_shown(place)}")
+        below = sorted(place.rglob("*")) if place.is_dir() else []
+        for path in (*reversed(place.parents), place, *below):
+            if path in seen:  # of places that share a folder
+                continue
+            seen.add(path)
+            forms = [form for _, form in identifiers_in(path.name)]
+            found += [f"a name in {_shown(path.parent)}: {form}" for form in forms]
             if path.is_file() and path.suffix.lower() in TEXT:
-                found += [f"{shown}, {where}: {form}" for where, form in _scan_file(path)]
+                found += [f"{_shown(path)}, {where}: {form}" for where, form in _scan_file(path)]
     return found
+
+
+def _shown(path: Path) -> str:
+    parts = ("..." if identifiers_in(part) else part for part in path.parts)
+    return Path(*parts).as_posix()
 
 
 def _scan_file(path: Path) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from data_prep.pixels import Unusable
-from medsign_lite.dicom import DICOM_ENDINGS
+from medsign_lite.dicom import DICOM_ENDINGS, is_dicom
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *DICOM_ENDINGS)
 
@@ -14,15 +14,20 @@ class ImageListing:
     """Every image below a folder.
 
     Args:
-        folder: looked through with its sub-folders, once.
+        folder: looked through with its sub-folders, once; what has an image's ending counts, and
+            DICOM without any ending, by its first bytes.
 
     Attributes:
         paths: all of them, sorted.
+        left_out: how many other files there are. Hidden files without an image's ending do not
+            count, nor does a DICOMDIR, the index of a disc.
     """
 
     def __init__(self, folder: Path) -> None:
-        below = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
-        self.paths = sorted(path for path in below if path.suffix.lower() in ENDINGS)
+        below = [Path(place, name) for place, _, names in os.walk(folder) for name in names]
+        self.paths = sorted(path for path in below if _is_image(path, folder))
+        others = set(below).difference(self.paths)
+        self.left_out = sum(not _is_ignored(path, folder) for path in others)
         self._by_path = {path.relative_to(folder).as_posix(): path for path in self.paths}
         self._by_name = defaultdict(list)
         for path in self.paths:
@@ -43,6 +48,19 @@ class ImageListing:
         if not candidates:
             raise Unusable("its row names no image of the source")
         return candidates[0]
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    if path.suffix.lower() in ENDINGS:
+        return True
+    # Only a file is opened: reading what waits for a writer would never end.
+    bare = not path.suffix and not _is_ignored(path, folder)
+    return bare and path.is_file() and is_dicom(path)
+
+
+def _is_ignored(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return hidden or path.name.upper() == "DICOMDIR"
 
 
 def below_source(cell: str) -> PurePosixPath:

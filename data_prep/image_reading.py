@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_prep.pixels import Unusable, stretch
-from medsign_lite.dicom import DICOM_ENDINGS, read_dicom
+from medsign_lite.dicom import is_dicom, read_dicom
 
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
@@ -33,7 +33,7 @@ def read_pixels(path: Path, *, expected: tuple[int, int] | None = None) -> Image
     """Read an image file.
 
     Args:
-        path: what Pillow reads, or a DICOM file ending in .dcm or .dicom.
+        path: what Pillow reads, or DICOM, which is told by its ending or its content.
         expected: (H, W) that the data set's table gives, of the pixels as stored.
 
     Returns:
@@ -47,7 +47,7 @@ def read_pixels(path: Path, *, expected: tuple[int, int] | None = None) -> Image
     """
     try:
         with nameless("an image"):
-            if path.suffix.lower() in DICOM_ENDINGS:
+            if is_dicom(path):
                 image = _shown_dicom(path)
                 stored = image.size
             else:

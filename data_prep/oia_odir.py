@@ -131,8 +131,9 @@ def named_findings(words: Sequence[str], report: str) -> dict[str, str]:
             continue
         signs = [(sign, match) for sign, pattern in SIGNS.items()
                  if (match := re.search(pattern, keyword))]  # fmt: skip
-        if not signs:
-            found.setdefault(keyword.replace("|", " "), word_in(report, (keyword,)))
+        if not signs:  # a manifest separates findings, and words, by vertical bars
+            word = "" if "|" in keyword else word_in(report, (keyword,))
+            found.setdefault(keyword.replace("|", " "), word)
         for sign, match in signs:
             found.setdefault(sign, word_in(report, (match[0],)))
     return found

@@ -24,6 +24,7 @@ from data_prep.chest_phantom import draw_chest
 from data_prep.fundus_phantom import draw_fundus
 from data_prep.phantom import Phantom
 from medsign_lite.data import MODALITIES, SPLITS, Record, read_manifest, write_manifest
+from medsign_lite.files import whole_file
 
 DRAW = {"chest": draw_chest, "fundus": draw_fundus}
 # Far apart, so that no number of images makes two splits overlap.
@@ -55,7 +56,8 @@ def write_phantoms(
     """Draw a data set and write images, masks and the manifest.
 
     Args:
-        folder: made if it does not exist; files of the same names are replaced.
+        folder: made if it does not exist; files of the same names are replaced, and an earlier
+            manifest is removed before the first of them.
         train: images of that split for each modality; likewise ``validation`` and ``test``.
         modalities: which to draw.
         size: side of the square images in pixels, at least 32.
@@ -73,6 +75,8 @@ def write_phantoms(
             raise ValueError(f"modality must be one of {MODALITIES}, got {modality!r}")
         for part in ("images", "masks"):
             (folder / part / modality).mkdir(parents=True, exist_ok=True)
+    # It would describe other images than those that a run leaves which does not come to its end.
+    (folder / "manifest.csv").unlink(missing_ok=True)
     jobs = [(m, s, i) for m in modalities for s in SPLITS for i in range(counts[s])]
     records = list(
         tqdm(
@@ -120,7 +124,8 @@ def _write(folder: Path, size: int, job: tuple[str, str, int]) -> Record:
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:
-    Image.fromarray(pixels).save(path, compress_level=1)  # speed; the files are small anyway
+    with whole_file(path) as file:  # compressed little: speed; the files are small anyway
+        Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
 
 
 def main(arguments: list[str] | None = None) -> None:

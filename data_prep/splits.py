@@ -25,7 +25,8 @@ def split_patients(patients: Sequence[str], shares: Sequence[float], *, seed: in
         seed: draws who goes where.
 
     Returns:
-        (N,) splits. From three patients on, no split whose share is above 0 goes empty.
+        (N,) splits. From three patients on, no split whose share is above 0 goes empty; one whose
+        share is 0 always does.
 
     Raises:
         ValueError: for other than three shares that sum to one.
@@ -36,6 +37,11 @@ def split_patients(patients: Sequence[str], shares: Sequence[float], *, seed: in
     counts = [round(share * len(names)) for share in shares]
     if len(names) >= 3:
         counts = [max(count, share > 0) for count, share in zip(counts, shares, strict=True)]
+        # Each rounded up, they may be more than there are: the larger one gives way.
+        while counts[1] + counts[2] > len(names) - (shares[0] > 0):
+            counts[1 if counts[1] >= counts[2] else 2] -= 1
+    if shares[0] == 0:  # each rounded down, they may be fewer
+        counts[1 if shares[1] >= shares[2] else 2] += len(names) - counts[1] - counts[2]
     test, held_out = counts[2], counts[2] + counts[1]  # the rest, mostly all, is for training
     chosen = {
         name: "test" if i < test else "validation" if i < held_out else "train"

@@ -208,8 +208,8 @@ class AttentionRecord:
             )
         if self._running:
             raise RuntimeError(
-                "an earlier call of the U-Net failed halfway, and part of it is in the sums; open a "
-                "new `with record_attention(...)` block"
+                "an earlier call of the U-Net failed halfway, and part of it is in the sums; open "
+                "a new `with record_attention(...)` block"
             )
         self._latents = latents
         self._pending, self._captured, self._running = {}, set(), True

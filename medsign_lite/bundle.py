@@ -106,7 +106,8 @@ def stages(
         publish(work / f"decoder_{modality}" / "decoder", f"decoder_{modality}")
 
     def keys() -> None:
-        write_registry(weights / SHIPPED.name, registry_of_decoders(weights, note=KEY_NOTE))
+        registry = registry_of_decoders(weights, note=KEY_NOTE)
+        write_registry(weights / SHIPPED.name, registry, private=False)
 
     return {
         "autoencoder": (work / "autoencoder" / "vae", autoencoder),

@@ -223,7 +223,11 @@ def _add_keys(commands) -> None:
     add.add_argument("--id", required=True, help="letters, digits, dots, dashes, underscores")
     whence = add.add_mutually_exclusive_group(required=True)
     whence.add_argument("--decoder", type=Path, metavar="FOLDER", help="decoder that writes it")
-    whence.add_argument("--message", metavar="BITS", help="of a decoder that is not at hand")
+    whence.add_argument(
+        "--message", metavar="BITS",
+        help="of a decoder that is not at hand; - reads the bits from standard input, where others "
+        "on the machine cannot see them",
+    )  # fmt: skip
     add.add_argument("--modality", default="", help="default: as the decoder says")
     add.add_argument("--note", default="", metavar="TEXT", help="whose it is, what for")
     make = _command(

@@ -57,6 +57,10 @@ class Record:
 
     ``findings``, ``words``, ``sides`` and ``masks`` have the same length. A mask is ``None`` where
     the data set has none.
+
+    Raises:
+        ValueError: for an invalid value, lists of different lengths, an entry with a vertical bar,
+            or a word that is not in the report, which is not quoted: it may be a patient's.
     """
 
     id: str
@@ -86,11 +90,14 @@ class Record:
         }
         if len(set(lengths.values())) > 1:
             raise ValueError(f"record {self.id!r}: lists of different lengths: {lengths}")
-        for word in filter(None, self.words):
-            if word.lower() not in self.report.lower():
+        for column in ("findings", "words"):
+            if any("|" in entry for entry in getattr(self, column)):
                 raise ValueError(
-                    f"record {self.id!r}: the word {word!r} is not in the report {self.report!r}"
+                    f"record {self.id!r}: expected {column} without a vertical bar, which "
+                    "separates them in the manifest"
                 )
+        if any(word.lower() not in self.report.lower() for word in self.words):
+            raise ValueError(f"record {self.id!r}: one of its words is not in its report")
 
 
 def read_manifest(path: str | os.PathLike, *, check_files: bool = True) -> list[Record]:
@@ -103,14 +110,15 @@ def read_manifest(path: str | os.PathLike, *, check_files: bool = True) -> list[
     Raises:
         FileNotFoundError: if the manifest, an image or a mask does not exist.
         ValueError: for wrong columns, a duplicate id, an invalid value, an unreadable image, or a
-            mask whose size is not its image's. The message names the manifest's line.
+            mask whose size is not its image's. The message names the manifest's line, of a row
+            with a report of several lines the last.
     """
     path = Path(path)
     if path.is_dir():
         path = path / "manifest.csv"
     if not path.is_file():
         raise FileNotFoundError(f"no manifest at {path}; python -m data_prep.phantoms writes one")
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins with a BOM
         reader = csv.DictReader(file)
         columns = tuple(reader.fieldnames or ())
         if set(columns) != set(COLUMNS):
@@ -118,7 +126,8 @@ def read_manifest(path: str | os.PathLike, *, check_files: bool = True) -> list[
             unknown = [name for name in columns if name not in COLUMNS]
             raise ValueError(f"{path}: missing columns {missing}, unknown columns {unknown}")
         records, seen, folder = [], {}, _Folder(path.parent)
-        for line, row in enumerate(reader, start=2):
+        for row in reader:
+            line = reader.line_num  # of the file: a report may hold line breaks
             try:
                 record = _record(folder, row)
                 if record.id in seen:
@@ -140,7 +149,8 @@ def write_manifest(path: str | os.PathLike, records: Iterable[Record]) -> Path:
     Records are written as they come: an iterator of them need not fit into memory.
 
     Raises:
-        ValueError: if a file lies outside the manifest's folder.
+        ValueError: if a file lies outside the manifest's folder, or a mask's path below it has a
+            vertical bar.
         OSError: if the file cannot be written (see `whole_file`).
     """
     path = Path(path)
@@ -159,9 +169,10 @@ def write_manifest(path: str | os.PathLike, records: Iterable[Record]) -> Path:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for r in records:
-            lists = (
-                "|".join(items) for items in (r.findings, r.words, r.sides, map(relative, r.masks))
-            )
+            masks = [relative(mask) for mask in r.masks]
+            if any("|" in mask for mask in masks):
+                raise ValueError(f"record {r.id!r}: expected masks' paths without a vertical bar")
+            lists = ("|".join(items) for items in (r.findings, r.words, r.sides, masks))
             writer.writerow([r.id, relative(r.image), r.modality, r.split, r.report, *lists])
         file.detach()  # flushes, and leaves the file open for its block to close
     return path

@@ -2,9 +2,10 @@
 
 import sys
 import tempfile
+import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +31,8 @@ from medsign_lite.messages import ungroup
 def run(options: Namespace) -> int:
     """Carry the command out; 0 if every image could be read, 1 if not.
 
+    A run that ends before its time leaves a CSV file of the images that were finished.
+
     Raises:
         OSError, ValueError, RuntimeError: if it cannot be carried out.
     """
@@ -50,14 +53,43 @@ def run(options: Namespace) -> int:
     rows = read_rows(paths, names, extractor, registry, false_positive_rate=rate)
     if options.csv is None:
         rows = print_rows(rows, names, file=sys.stdout, keys=len(registry.keys) > 1)
-    rows = list(rows)
-    if options.csv is not None:
-        write_rows(options.csv, rows)
+    rows = collect_rows(rows, options.csv, expected=len(paths))
     counts = Counter(row.decision for row in rows)
     parts = [f"{counts[decision]} {decision}" for decision in (MARKED, NOT_MARKED, UNREADABLE)]
     also = f"; {left_out} other files left out" if left_out else ""
     print(f"images: {len(rows)}; {', '.join(parts)}{also}", file=sys.stderr)
     return 1 if counts[UNREADABLE] else 0
+
+
+def collect_rows(
+    rows: Iterable[Row], path: Path | None, *, expected: int, seconds: float = 60.0
+) -> list[Row]:
+    """All rows, written as CSV if there is a path.
+
+    What is finished is written, whole or not at all, every so many seconds, for a run that is
+    killed; and at the end, whatever that is: Ctrl-C, or an error that nobody foresaw.
+
+    Args:
+        rows: as they come, `expected` of them.
+        path: of the CSV file; an earlier one stays until the first row is finished.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    done, written = [], time.monotonic()
+    try:
+        for row in rows:
+            done.append(row)
+            if path is not None and time.monotonic() - written >= seconds:
+                write_rows(path, done)
+                written = time.monotonic()
+    finally:
+        if path is not None and done:
+            write_rows(path, done)
+            if len(done) < expected:
+                print(f"stopped early: {len(done)} of {expected} images are in {path}",
+                      file=sys.stderr)  # fmt: skip
+    return done
 
 
 def check_writable(folder: Path) -> None:
@@ -96,7 +128,10 @@ def read_rows(
     *,
     false_positive_rate: float,
 ) -> Iterator[Row]:
-    """Read one image after another; one that cannot be read is a row that says why."""
+    """Read one image after another; one that cannot be read is a row that says why.
+
+    That includes one that is too large for the memory, or that a network fails on.
+    """
     for path, name in zip(paths, names, strict=True):
         try:
             detection = detect_file(
@@ -104,7 +139,9 @@ def read_rows(
             )
         except OSError as error:
             reason = error.strerror or _without_name(error, path)
-        except (ValueError, ModuleNotFoundError) as error:
+        except MemoryError:
+            reason = "not enough memory for an image of its size"
+        except (ValueError, ModuleNotFoundError, RuntimeError) as error:
             reason = _without_name(error, path)
         else:
             yield row_of(name, detection)
@@ -114,7 +151,8 @@ def read_rows(
 
 def _without_name(error: Exception, path: Path) -> str:
     """What is wrong; the row says with which image, or is not to."""
-    return str(error).removeprefix(f"image {path}").lstrip(": ")
+    told = str(error).removeprefix(f"image {path}").lstrip(": ")
+    return told.partition("\n")[0] or type(error).__name__  # torch may go on for lines
 
 
 def detect_file(
@@ -125,6 +163,7 @@ def detect_file(
     Raises:
         OSError, ValueError, ModuleNotFoundError: if it cannot be read, or is smaller than the
             extractor needs.
+        MemoryError, RuntimeError: if it is too large, or the extractor fails on it.
     """
     batch = load_image_file(path)[None]
     least = max(MINIMUM_SIDE, extractor.minimum_side)

@@ -143,17 +143,19 @@ def extract_logits(extractor: nn.Module | Callable[[Tensor], Tensor], image: Ten
     """Read a batch (B, 3, H, W) in [0, 1] in evaluation mode: logits (B, K) on the CPU.
 
     The image moves to the extractor's device. A network left in training mode would normalise by
-    the batch and read another message for every batch; its mode is restored afterwards.
+    the batch and read another message for every batch; the mode of each of its modules is restored
+    afterwards: some may be in evaluation mode on purpose, as those are that are kept frozen.
     """
     if not isinstance(extractor, nn.Module):
         return _checked_logits(extractor(image)).float().cpu()
     parameter = next(extractor.parameters(), image)
-    training = extractor.training
+    modes = {module: module.training for module in extractor.modules()}
     extractor.eval()
     try:
         return _checked_logits(extractor(image.to(parameter.device))).float().cpu()
     finally:
-        extractor.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def _checked_logits(logits: Tensor) -> Tensor:

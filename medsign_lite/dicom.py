@@ -4,8 +4,12 @@ Grey values go through what the file says of them, in this order:
 
 1. the modality's rescaling: a table, or a slope and an intercept;
 2. the first window of the file (DICOM PS3.3, C.11.2.1); or its first VOI table; or, without either,
-   the full range of 8-bit pixels, and of deeper or rescaled ones the range found in the image;
+   the full range of 8-bit pixels, and of deeper or rescaled ones the range found in the image; a
+   slope of 1 with an intercept of 0 rescales nothing;
 3. an inversion if the file is MONOCHROME1, where large values are dark.
+
+Pixels that only fill the frame up (C.7.5.1.1.2), as the file says by a value or a range of values,
+are no part of the range found, and black.
 
 Colour is divided by the greatest value that its bits can hold.
 
@@ -26,8 +30,8 @@ import numpy as np
 DICOM_ENDINGS = (".dcm", ".dicom")
 PIXEL_ELEMENTS = """PixelData Rows Columns SamplesPerPixel PhotometricInterpretation
     PlanarConfiguration NumberOfFrames BitsAllocated BitsStored HighBit PixelRepresentation
-    ModalityLUTSequence RescaleSlope RescaleIntercept VOILUTSequence VOILUTFunction WindowCenter
-    WindowWidth""".split()
+    PixelPaddingValue PixelPaddingRangeLimit ModalityLUTSequence RescaleSlope RescaleIntercept
+    VOILUTSequence VOILUTFunction WindowCenter WindowWidth""".split()
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # decoded, all of them are RGB
 _filters = threading.Lock()
@@ -45,6 +49,7 @@ class _Decoded:
     window: tuple[str, float, float] | None  # function, centre, width
     highest: int | None  # shown as 1; None: with neither window nor table, the greatest pixel is
     inverted: bool
+    padding: np.ndarray | None  # (H, W) bool: what fills the frame up
 
 
 def import_pydicom() -> None:
@@ -126,19 +131,22 @@ def _decode(content: bytes) -> _Decoded:
     file = pydicom.dcmread(io.BytesIO(content), specific_tags=PIXEL_ELEMENTS)
     photometric = _photometric(file)
     pixels, bits = pixel_array(file, index=0), int(file.BitsStored)
-    window, highest = None, None
+    window, highest, padding = None, None, None
     if photometric in COLOUR:
         highest = 2**bits - 1
     else:
+        padding = _padding(pixels, file)
+        rescaled = _is_rescaled(file)
         pixels, window = apply_modality_lut(pixels, file), _window(file)
-        rescaled = "RescaleSlope" in file or "ModalityLUTSequence" in file
         if window is None and file.get("VOILUTSequence"):
             highest = 2 ** file.VOILUTSequence[0].LUTDescriptor[2] - 1
             pixels = apply_voi(pixels, file)
         elif window is None and bits == 8 and file.PixelRepresentation == 0 and not rescaled:
             highest = 255
     inverted = photometric == "MONOCHROME1"
-    return _Decoded(pixels=pixels, window=window, highest=highest, inverted=inverted)
+    return _Decoded(
+        pixels=pixels, window=window, highest=highest, inverted=inverted, padding=padding
+    )
 
 
 def _photometric(file) -> str:
@@ -159,6 +167,25 @@ def _photometric(file) -> str:
             "pylibjpeg"
         )
     return photometric
+
+
+def _padding(stored: np.ndarray, file) -> np.ndarray | None:
+    """Where values as stored, before any rescaling, only fill the frame up."""
+    ends = [_first(file.get(name)) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if ends[0] is None:
+        return None
+    # 16 bits, signed as the pixels are, but many files state -2000 of signed ones as 63536.
+    kind = np.int16 if stored.dtype.kind == "i" else np.uint16
+    ends = [np.int64(end).astype(kind) for end in ends if end is not None]
+    return (stored >= min(ends)) & (stored <= max(ends))  # in MONOCHROME1 the limit is the lower
+
+
+def _is_rescaled(file) -> bool:
+    """Many files state a slope of 1 and an intercept of 0, which is to say that they are not."""
+    if file.get("ModalityLUTSequence"):
+        return True
+    slope, intercept = _first(file.get("RescaleSlope")), _first(file.get("RescaleIntercept"))
+    return slope is not None and intercept is not None and (slope, intercept) != (1, 0)
 
 
 def _window(file) -> tuple[str, float, float] | None:
@@ -189,9 +216,11 @@ def _show(decoded: _Decoded) -> np.ndarray:
         elif decoded.highest is not None:
             shown = (pixels / decoded.highest).clip(0, 1)
         else:
-            low, high = float(pixels.min()), float(pixels.max())
+            of = pixels if decoded.padding is None else pixels[~decoded.padding]
+            low, high = (float(of.min()), float(of.max())) if of.size else (0.0, 0.0)
             shown = (pixels - low) / (high - low or 1)
-    return 1 - shown if decoded.inverted else shown
+    shown = 1 - shown if decoded.inverted else shown
+    return shown if decoded.padding is None else np.where(decoded.padding, 0.0, shown)
 
 
 def _through_window(pixels: np.ndarray, function: str, centre: float, width: float) -> np.ndarray:

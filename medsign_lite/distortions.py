@@ -217,7 +217,10 @@ def gaussian_noise(
 ) -> Tensor:
     """Add independent noise of a standard deviation of at least 0 and clamp to [0, 1].
 
-    Without a `generator` (CPU) the noise is that of seed 0: an evaluation repeats exactly.
+    Without a `generator` (CPU) the noise is that of seed 0, which starts again with every call: an
+    evaluation repeats exactly, and its marked and unmarked images meet the same noise. But images
+    at the same place of different batches share theirs, so that figures depend, within their
+    intervals, on the batch size.
     """
     _check(image)
     require(0 <= deviation < math.inf, "noise deviation of at least 0", deviation)

@@ -14,11 +14,12 @@ from typing import BinaryIO
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+def whole_file(path: str | Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """Open `path` for writing; it appears under its name only if the block ends without error.
 
     Args:
         path: where the file shall be; its folder is created.
+        private: nobody but its owner may read it (mode 0600), whatever the earlier version allowed.
 
     Yields:
         A binary file, open for writing.
@@ -40,6 +41,8 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     file = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if private:  # from the first byte on
+            temporary.touch(0o600)
         file = open(temporary, "wb")
         yield file
         file.close()  # flushes: a full disk may only show here

@@ -35,19 +35,30 @@ def recorded(gate: Gate, folder: Path) -> Mapping | None:
 def tables(folder: str | Path = RESULTS) -> str:
     """Two Markdown tables: what both modalities are asked for, side by side, then all else.
 
-    A figure that falls short is bold; what is not recorded is a dash.
+    Measured figures come with their 95 % interval. One that falls short is bold; what is not
+    recorded is a dash. Of what nothing is asked, the second column is empty.
     """
+    folder = Path(folder)
     gates = {gate.name: gate for gate in (*GATES, *RECORDED_GATES)}
     shared = {name.split(": ", 1)[1]: gate for name, gate in gates.items()
               if name.startswith(f"{MODALITIES[0]}: ")}  # fmt: skip
     of_both = {f"{modality}: {name}" for modality in MODALITIES for name in shared}
     pairs = [
         [name, _required(gate),
-         *(_cell(gates[f"{modality}: {name}"], Path(folder)) for modality in MODALITIES)]
+         *(_cell(gates[f"{modality}: {name}"], folder) for modality in MODALITIES)]
         for name, gate in shared.items()
     ]  # fmt: skip
-    others = [[name, _required(gate), _cell(gate, Path(folder))]
+    pairs.append([
+        "detected at 1e-6, hardest attack", "",
+        *(_detected(folder / f"watermark_{modality}.json") for modality in MODALITIES),
+    ])  # fmt: skip
+    others = [[name, _required(gate), _cell(gate, folder)]
               for name, gate in gates.items() if name not in of_both]  # fmt: skip
+    for name in dict.fromkeys(gate.measurement for gate in RECORDED_GATES):
+        kind = name.rsplit("_", 1)[1]
+        others.append([
+            f"real decoder, {kind}: bits, mean of attacks", "", _attacked(folder / f"{name}.json"),
+        ])  # fmt: skip
     return "\n".join([
         *_table(["", "required", *MODALITIES], pairs),
         "",
@@ -65,9 +76,32 @@ def _cell(gate: Gate, folder: Path) -> str:
         return "-"
     size = abs(measured["value"])
     large = size >= 2 or gate.name.endswith("dB")
-    digits = 1 if large else 3 if size >= 0.01 or size == 0 else 4
-    text = f"{measured['value']:.{digits}f}"
+    text = _shown(measured, 1 if large else 3 if size >= 0.01 or size == 0 else 4)
     return text if gate.passes(measured) else f"**{text}**"
+
+
+def _detected(path: Path) -> str:
+    """The lowest rate, over the attacks, of marked images that are told at 1e-6."""
+    if not path.is_file():
+        return "-"
+    rates = [figure(row, "true_positive_rate")
+             for row in read_result(path)["values"].get("attacks", ())
+             if row["attack"] != "mean"]  # fmt: skip
+    return _shown(min(rates, key=lambda rate: rate["value"])) if rates else "-"
+
+
+def _attacked(path: Path) -> str:
+    """Bits of a real decoder's images after the attacks, on average."""
+    if not path.is_file():
+        return "-"
+    rows = read_result(path)["values"]["trained"]["attacks"]
+    means = [figure(row, "bit_accuracy") for row in rows if row.get("attack") == "mean"]
+    return _shown(means[0]) if means else "-"
+
+
+def _shown(measured: Mapping, digits: int = 3) -> str:
+    text, *ends = (f"{measured[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return text if measured["low"] == measured["high"] else f"{text} [{', '.join(ends)}]"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -61,7 +61,7 @@ GATES = [
     Gate(name="CNR over shuffled token", measurement="localisation",
          figure="margin_shuffled_token", required=0, whole=True),
     # Findings that are always in one place are left out: `fixed_places` says which and why.
-    Gate(name="CNR over anatomical prior", measurement="localisation",
+    Gate(name="CNR over anatomical prior, movable", measurement="localisation",
          figure="margin_anatomical_prior_movable", required=0, whole=True),
     *_of_modality("chest"),
     *_of_modality("fundus"),

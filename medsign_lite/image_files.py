@@ -7,14 +7,17 @@ Detection needs grey values as a reader would see them. What that is, is fixed h
   not say that its 16 bits hold the 12 of a detector; divided by 65535 they would be almost black.
 - 16-bit colour: its upper 8 bits, which is all that Pillow gives.
 - DICOM: through its window, as `medsign_lite.dicom` says.
+
+The tag (EXIF) that says which way is up is followed, as viewers do.
 """
 
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from medsign_lite.dicom import DICOM_ENDINGS, is_dicom, read_dicom
@@ -85,15 +88,17 @@ def load_image_file(path: str | Path) -> Tensor:
         raise FileNotFoundError(f"image {path} does not exist")
     if is_dicom(path):
         return _as_tensor(read_dicom(path, name=f"image {path}"))
+    turn = 1
     try:
         with Image.open(path) as file:
-            raw = file.tile[0].args if file.tile else ""
+            raw = file.tile[0].args if file.tile else ""  # before the pixels are loaded
+            turn = _orientation(file)
             if file.mode.startswith("I;16"):
                 pixels = np.array(file, dtype=np.float64)
                 highest = max(255, 2 ** int(pixels.max()).bit_length() - 1)
-                return _as_tensor(pixels / highest)
+                return _upright(_as_tensor(pixels / highest), turn)
             if file.mode == "RGB" and isinstance(raw, str) and raw.startswith("RGB;16"):
-                return _as_tensor(np.array(file) / 255)
+                return _upright(_as_tensor(np.array(file) / 255), turn)
     except UnidentifiedImageError:
         pass  # load_image says what it is instead
     except Image.DecompressionBombError as error:
@@ -102,7 +107,23 @@ def load_image_file(path: str | Path) -> Tensor:
         if getattr(error, "errno", None):  # the system's, not Pillow's for damaged content
             raise
         raise ValueError(f"image {path} is truncated or damaged: {error}") from error
-    return load_image(path)
+    return _upright(load_image(path), turn)
+
+
+def _orientation(file: Image.Image) -> int:
+    """1 to 8 as EXIF numbers them; 1, as stored, without the tag or where it cannot be read."""
+    try:
+        return file.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return 1  # if it is the pixels that are damaged, whoever decodes them says so
+
+
+def _upright(image: Tensor, orientation: int) -> Tensor:
+    """Turn and mirror an image (3, H, W) as the tag asks."""
+    if orientation in (5, 6, 7, 8):  # rows are stored as columns
+        image = image.transpose(1, 2)
+    flipped = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())
+    return image.flip(flipped) if flipped else image
 
 
 def _as_tensor(pixels: np.ndarray) -> Tensor:

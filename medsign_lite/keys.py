@@ -171,11 +171,15 @@ def _check_names(entry: dict, expected: set[str], what: str) -> None:
         )
 
 
-def write_registry(path: str | Path, registry: Registry) -> Path:
-    """Write a registry as JSON, whole or not at all (see `whole_file`)."""
+def write_registry(path: str | Path, registry: Registry, *, private: bool = True) -> Path:
+    """Write a registry as JSON, whole or not at all (see `whole_file`).
+
+    private: for its owner alone. Whoever shares one with a group sets its rights again after each
+        key that is added.
+    """
     keys = [asdict(key) for key in registry.keys]
     document = {"format": FORMAT, "version": VERSION, "bits": registry.bits, "keys": keys}
-    with whole_file(path) as file:
+    with whole_file(path, private=private) as file:
         file.write((json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
     return Path(path)
 

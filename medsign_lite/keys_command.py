@@ -1,6 +1,7 @@
 """`medsign-lite keys`: list a registry, add a key to it, or make one from decoders."""
 
 import os
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def list_keys(options: Namespace) -> int:
 def add_key(options: Namespace) -> int:
     """Add a key to a registry file, which is made if there is none.
 
+    The message "-" is read from standard input: others on the machine can see a command line.
+
     Raises:
         OSError, ValueError: if the key is refused or the file cannot be read or written.
     """
@@ -38,7 +41,7 @@ def add_key(options: Namespace) -> int:
     if options.decoder is not None:
         message, found = decoder_message(options.decoder)
         modality = modality or found
-    message = ungroup(message)
+    message = ungroup(sys.stdin.read() if message == "-" else message)
     key = Key(
         id=options.id,
         message=message,

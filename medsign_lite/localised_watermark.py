@@ -208,16 +208,23 @@ def _probe_logits(watermark: LocalisedWatermark, seed: int) -> Tensor:
 def save_localised_watermark(
     folder: str | Path, watermark: LocalisedWatermark, *, details: dict | None = None
 ) -> Path:
-    """Weights, configuration and the logits of a probe; `details` go into the JSON."""
-    training = watermark.training
+    """Weights, configuration and the logits of a probe; `details` go into the JSON.
+
+    The probe is read in evaluation mode; the mode of each module is restored afterwards.
+    """
+    modes = {module: module.training for module in watermark.modules()}
+    try:
+        logits = _probe_logits(watermark.eval(), 0).tolist()
+    finally:
+        for module, training in modes.items():
+            module.training = training
     config = {
         "kind": "localised watermark",
         "architecture": asdict(watermark.config),
         "psnr": watermark.psnr,
-        "probe": {"seed": 0, "logits": _probe_logits(watermark.eval(), 0).tolist()},
+        "probe": {"seed": 0, "logits": logits},
         "details": details or {},
     }
-    watermark.train(training)
     return save_checkpoint(folder, watermark.state_dict(), config)
 
 

@@ -77,7 +77,8 @@ def message_from_string(text: str, *, bits: int = 48) -> Tensor:
         (K,) float32 in {0, 1}.
 
     Raises:
-        ValueError: if another character or another number of bits is found.
+        ValueError: if another character or another number of bits is found; the message itself is
+            not quoted: whoever knows it can forge the mark.
 
     Example:
         >>> message_from_string("1010", bits=4)
@@ -86,9 +87,11 @@ def message_from_string(text: str, *, bits: int = 48) -> Tensor:
     if not isinstance(text, str):
         raise ValueError(f"expected a string of {bits} bits, got {type(text).__name__}")
     digits = ungroup(text)
-    wrong = sorted(set(digits) - {"0", "1"})
-    if wrong:
-        raise ValueError(f"expected only 0 and 1 in the message, got {wrong[0]!r} in {text!r}")
+    for place, character in enumerate(text, start=1):
+        if ungroup(character) not in ("0", "1", ""):
+            raise ValueError(
+                f"expected only 0 and 1 in the message, got {character!r} as character {place}"
+            )
     if len(digits) != bits:
         raise ValueError(f"expected a message of {bits} bits, got {len(digits)}")
     return torch.tensor([float(digit) for digit in digits])

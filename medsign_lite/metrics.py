@@ -85,8 +85,9 @@ def region_psnr(image: Tensor, reference: Tensor, mask: Tensor, *, data_range: f
 def worst_window(image: Tensor, reference: Tensor, *, side: int = 8) -> Tensor:
     """How much of a change gathers in one place: 1 where it is spread evenly, more for a speckle.
 
-    The mean squared error of the worst window of `side` x `side` pixels, every half a window, over
-    that of the whole image. PSNR is blind to it and SSIM nearly so; an eye is not.
+    The mean squared error of the worst window of `side` x `side` pixels, every half a window and
+    along the lower and right edge, over that of the whole image. PSNR is blind to it and SSIM
+    nearly so; an eye is not.
 
     Args:
         image: (B, C, H, W), the range does not matter.
@@ -99,8 +100,13 @@ def worst_window(image: Tensor, reference: Tensor, *, side: int = 8) -> Tensor:
     _check_pair(image, reference, 1.0)
     squared = (image - reference).double().square().mean(dim=1, keepdim=True)
     side = min(side, *squared.shape[-2:])
-    windows = F.avg_pool2d(squared, side, stride=max(side // 2, 1))
-    worst, every = windows.amax(dim=(1, 2, 3)), squared.mean(dim=(1, 2, 3))
+    # Half windows may end short of an edge: the windows flush with it, and with the corner, too.
+    low, right = squared[..., -side:, :], squared[..., -side:]
+    windows = [
+        F.avg_pool2d(part, side, stride=max(side // 2, 1)).flatten(1)
+        for part in (squared, low, right, low[..., -side:])
+    ]
+    worst, every = torch.cat(windows, dim=1).amax(dim=1), squared.mean(dim=(1, 2, 3))
     return torch.where(every > 0, worst / every.clamp(min=1e-30), 1.0).float()
 
 

@@ -28,10 +28,14 @@ def find_notebooks(folder: Path, chosen: Sequence[str] = ()) -> list[Path]:
     """The numbered notebooks of a folder in order, or those whose names start with `chosen`.
 
     Raises:
-        ValueError: if a chosen one does not exist; lists those that do.
+        ValueError: if a chosen one does not exist, listing those that do, or there is none at all.
     """
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    names = ", ".join(path.stem for path in paths) or "none"
+    if not paths:
+        raise ValueError(
+            f"no notebooks in {folder}: they come with the repository, not with the package"
+        )
+    names = ", ".join(path.stem for path in paths)
     for prefix in chosen:
         if not any(path.stem.startswith(prefix) for path in paths):
             raise ValueError(f"no notebook {prefix!r} in {folder}: there are {names}")

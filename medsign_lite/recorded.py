@@ -12,6 +12,7 @@ says what it waits for.
 """
 
 import argparse
+import re
 import shlex
 import subprocess
 import sys
@@ -148,11 +149,11 @@ def words(step: Step, *, data: Path, results: Path, weights: Path) -> list[str]:
     if "WORK" in step.command:
         pipeline = weights_fingerprint(weights, ["pipeline"])
         filled["WORK"] = ROOT / "build" / "recorded" / pipeline
-    found = []
-    for word in shlex.split(step.command):
-        for placeholder, value in filled.items():
-            word = word.replace(placeholder, str(value))
-        found.append(word)
+    # In one pass: a path that is filled in may itself hold the name of another placeholder.
+    found = [
+        re.sub("|".join(filled), lambda match: str(filled[match[0]]), word)
+        for word in shlex.split(step.command)
+    ]
     return [sys.executable, "-m", *found]
 
 

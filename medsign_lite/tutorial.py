@@ -30,6 +30,7 @@ from medsign_lite.notebook_execution import (
 from medsign_lite.results import ROOT, hardware, versions, write_json
 from medsign_lite.runs import PROFILES, default_folder
 
+PATHS = ("pipeline", "data", "autoencoder", "judge")  # parameters; the last may be a name as well
 _OWN_FILES = ("notebooks/", "run.json", "index.html")
 _LARGE = 64 * 2**20  # bytes; larger files are told apart by size and time, not by content
 
@@ -170,8 +171,7 @@ def _finished_before(log: Mapping, stem: str) -> list[str]:
 
 
 def _given(parameters: Mapping[str, object]) -> list[Path]:
-    paths = [parameters[name] for name in ("pipeline", "data") if parameters.get(name)]
-    return [Path(str(path)).expanduser().resolve() for path in paths]
+    return [Path(str(parameters[name])) for name in PATHS if parameters.get(name)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -206,6 +206,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.in_place and (options.parameters or folder != default_folder("class")):
         parser.error("--in-place runs the notebooks' defaults: it takes no parameter or run folder")
     parameters = {"profile": options.profile, "run_folder": str(folder), **dict(options.parameters)}
+    for name in PATHS:  # seen from here; a notebook runs in its own folder
+        path = Path(parameters.get(name) or "").expanduser()
+        if parameters.get(name) and (name != "judge" or path.exists()):
+            parameters[name] = str(path.resolve())
     try:
         notebooks = find_notebooks(options.notebook_folder, options.notebooks)
         passed = run_tutorial(

@@ -115,17 +115,58 @@ def rewrite(path, old: str, new: str) -> None:
         (",test,", ",exam,", "line 3: record 'b': split must be one of .* got 'exam'"),
         ("right|", "port|", "line 2: record 'a': sides must be one of .* got 'port'"),
         ("effusion|cardiomegaly,right", "effusion,right", "lists of different lengths"),
-        ("effusion|cardiomegaly,right", "fluid|cardiomegaly,right", "'fluid' is not in the report"),
+        ("effusion|cardiomegaly,right", "fluid|cardiomegaly,right",
+         "line 2: record 'a': one of its words is not in its report$"),
         ("b,b.png", "b,../b.png", "leaves the manifest's folder"),
         ("b,b.png", ",b.png", "line 3: a record needs an id"),
     ],
     ids=["column", "duplicate", "modality", "split", "side", "lengths", "word", "escape", "no id"],
-)
+)  # fmt: skip
 def test_wrong_manifest_is_named(folder, old, new, expected):
     path, _ = folder
     rewrite(path, old, new)
     with pytest.raises(ValueError, match=expected):
         read_manifest(path)
+
+
+def test_a_report_is_never_quoted(folder):
+    record = folder[1][0]
+    with pytest.raises(ValueError, match="record 'a': one of its words") as caught:
+        dataclasses.replace(record, report="Jane Roe has a secret.")
+    assert "Roe" not in str(caught.value) and "effusion" not in str(caught.value)
+
+
+def test_manifest_of_a_spreadsheet_begins_with_a_mark(folder):
+    path, records = folder
+    text = (path / "manifest.csv").read_text(encoding="utf-8")
+    (path / "manifest.csv").write_text(text, encoding="utf-8-sig")
+    assert read_manifest(path) == records
+
+
+def test_lines_are_those_of_the_file(folder):
+    path, (first, second) = folder
+    report = "Right effusion,\nsmall.\n\nCardiomegaly."  # lines 2 to 5
+    records = [dataclasses.replace(first, report=report), second]
+    write_manifest(path / "manifest.csv", records)
+    assert read_manifest(path) == records
+    rewrite(path, "b,b.png", "a,b.png")
+    with pytest.raises(ValueError, match="line 6: id 'a' is already on line 5"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("column", ["findings", "words"])
+def test_record_refuses_what_would_be_read_as_two_entries(folder, column):
+    record = folder[1][0]
+    entries = ("effusion|small", "cardiomegaly")
+    with pytest.raises(ValueError, match=f"record 'a': expected {column} without a vertical bar"):
+        dataclasses.replace(record, report="effusion|small cardiomegaly", **{column: entries})
+
+
+def test_write_manifest_refuses_a_mask_that_would_be_read_as_two(folder):
+    path, (record, _) = folder
+    masks = (path / "a|b.png", None)
+    with pytest.raises(ValueError, match="record 'a': expected masks' paths without a vertical"):
+        write_manifest(path / "manifest.csv", [dataclasses.replace(record, masks=masks)])
 
 
 def test_missing_cell_is_named(folder):

@@ -7,6 +7,7 @@ from grid_extractor import GridExtractor, grid_image
 from PIL import Image
 
 from medsign_lite import command_line, detect_command
+from medsign_lite.detection_table import Row
 from medsign_lite.images import save_image
 from medsign_lite.keys import Key, Registry, write_registry
 from medsign_lite.messages import message_to_string, random_messages
@@ -125,6 +126,78 @@ def test_detect_rows_name_why_the_system_refuses(study, monkeypatch):
         [study / "a.png"], ["1"], GridExtractor(), registry, false_positive_rate=1e-6
     )
     assert [(row.decision, row.reason) for row in rows] == [("unreadable", "Permission denied")]
+
+
+def failing_at(monkeypatch, name, error):
+    """Let reading the image of this name end in the error, once."""
+    load = detect_command.load_image_file
+
+    def fail(path):
+        if path.name == name:
+            monkeypatch.setattr(detect_command, "load_image_file", load)
+            raise error
+        return load(path)
+
+    monkeypatch.setattr(detect_command, "load_image_file", fail)
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (MemoryError(), "not enough memory for an image of its size"),
+        (RuntimeError("CUDA out of memory.\nCompile with"), "CUDA out of memory."),
+        (RuntimeError(), "RuntimeError"),
+    ],
+    ids=["memory", "torch", "nothing said"],
+)
+def test_detect_goes_on_after_an_image_that_is_too_much(
+    study, keys, monkeypatch, capsys, error, reason
+):
+    failing_at(monkeypatch, "a.png", error)
+    assert run(study, "--keys", keys) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith(f"unreadable: {reason}") and lines[2].endswith("theirs")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError], ids=["ctrl-c", "error"])
+def test_detect_leaves_what_was_finished_when_it_is_stopped(
+    study, keys, tmp_path, monkeypatch, capsys, error
+):
+    path = tmp_path / "found.csv"
+
+    def stop_at(name):
+        failing_at(monkeypatch, name, error)
+        if error is KeyboardInterrupt:
+            assert run(study, "--keys", keys, "--csv", path) == 130
+        else:
+            with pytest.raises(error):
+                run(study, "--keys", keys, "--csv", path)
+
+    stop_at("c.png")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["image"], row["key"]) for row in rows] == [
+        (str(study / "a.png"), "ours"), (str(study / "b.png"), "theirs")]  # fmt: skip
+    assert capsys.readouterr().err == f"stopped early: 2 of 3 images are in {path}\n"
+    before = path.read_bytes()
+    stop_at("a.png")  # nothing is finished, and the earlier file stays
+    assert path.read_bytes() == before and not list(tmp_path.glob(".*.part"))
+
+
+def test_collect_rows_keeps_the_file_up_to_date_for_a_run_that_is_killed(tmp_path):
+    path = tmp_path / "found.csv"
+    rows = [Row(image=name, decision="unreadable") for name in "abc"]
+
+    def as_they_come(lines):
+        for number, row in enumerate(rows):
+            assert path.is_file() == (lines > 0 and number > 0)
+            assert number == 0 or not lines or len(path.read_text().splitlines()) == 1 + number
+            yield row
+
+    assert detect_command.collect_rows(as_they_come(0), path, expected=3, seconds=1e6) == rows
+    assert len(path.read_text().splitlines()) == 4
+    path.unlink()
+    assert detect_command.collect_rows(as_they_come(1), path, expected=3, seconds=0) == rows
 
 
 def test_detect_takes_a_message_and_a_rate(study, capsys):

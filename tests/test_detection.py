@@ -114,6 +114,16 @@ def test_detect_does_not_depend_on_the_networks_mode_and_restores_it(extractor, 
     assert not extractor.training and extractor.normalise.running_mean.eq(0.5).all()
 
 
+def test_extract_logits_restores_the_mode_of_each_module(extractor, message):
+    extractor.train().normalise.eval()  # as when it is kept frozen
+    detection.extract_logits(extractor, marked(message)[None])
+    assert extractor.training and not extractor.normalise.training
+    extractor.eval().normalise.train()
+    with pytest.raises(RuntimeError):
+        detection.extract_logits(extractor, torch.rand(1, 3, 40, 20))  # too few columns
+    assert not extractor.training and extractor.normalise.training
+
+
 @pytest.mark.parametrize("mode, match", [("RGBA", "four channels"), ("LA", "two channels")])
 def test_detect_refuses_files_of_other_channels(extractor, message, tmp_path, mode, match):
     Image.new(mode, (64, 64)).save(tmp_path / "scan.png")

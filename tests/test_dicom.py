@@ -107,6 +107,79 @@ def test_read_dicom_without_a_window_takes_the_range(tmp_path, deep):
     assert_shown(rescaled, ((deep >> 4) - 6.0) / 249)
 
 
+@pytest.mark.parametrize("slope, intercept", [(1, 0), ("1.0", "0.0"), ("1", "-0")])
+def test_read_dicom_takes_the_identity_for_no_rescaling(tmp_path, deep, slope, intercept):
+    grey = (deep >> 4).clip(20, 200).astype(np.uint8)
+    header = {"RescaleSlope": slope, "RescaleIntercept": intercept}
+    assert_shown(write_dicom(tmp_path / "a.dcm", grey, **header), grey / 255)
+    deep[deep < 100] = 100  # deeper pixels take the range found, as without it
+    assert_shown(write_dicom(tmp_path / "b.dcm", deep, **header), (deep - 100.0) / 3995)
+
+
+def ramp_with_padding(padding):
+    """(32, 32) uint16 from 1000 to 4100 beside eight columns of padding, and where that is."""
+    where = np.zeros(RAMP.shape, bool)
+    where[:, 12:20] = True
+    return np.where(where, padding, RAMP + 1000).astype(np.uint16), where
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(
+    "padding, header",
+    [
+        (0, {"PixelPaddingValue": 0}),
+        (65535, {"PixelPaddingValue": 65535}),
+        (40, {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 50}),
+        (50, {"PixelPaddingValue": 50, "PixelPaddingRangeLimit": 0}),
+    ],
+    ids=["low", "high", "range", "turned-range"],
+)
+def test_read_dicom_leaves_padding_out_of_the_range_and_black(
+    tmp_path, photometric, padding, header
+):
+    pixels, where = ramp_with_padding(padding)
+    path = write_dicom(tmp_path / "a.dcm", pixels, PhotometricInterpretation=photometric, **header)
+    expected = RAMP / 3100 if photometric == "MONOCHROME2" else 1 - RAMP / 3100
+    assert_shown(path, np.where(where, 0, expected))
+
+
+def test_read_dicom_knows_padding_by_its_stored_value(tmp_path):
+    # Stored -2000 of signed pixels; many files say the same bits as an unsigned 63536.
+    pixels, where = ramp_with_padding(0)
+    signed = np.where(where, -2000, pixels.astype(np.int16) - 1024).astype(np.int16)
+    expected = np.where(where, 0, RAMP / 3100)
+    rescaled = {"RescaleSlope": 2, "RescaleIntercept": -500}
+    for header in ({}, rescaled):
+        path = write_dicom(tmp_path / "a.dcm", signed, PixelPaddingValue=-2000, **header)
+        assert_shown(path, expected)
+    file = pydicom.dcmread(path)
+    file["PixelPaddingValue"] = pydicom.DataElement("PixelPaddingValue", "US", 63536)
+    file.save_as(path)
+    assert_shown(path, expected)
+    implicit = pydicom.uid.ImplicitVRLittleEndian
+    path = write_dicom(tmp_path / "b.dcm", signed, syntax=implicit, PixelPaddingValue=-2000)
+    assert_shown(path, expected)
+
+
+def test_read_dicom_of_padding_in_a_window_and_in_8_bits(tmp_path):
+    pixels, where = ramp_with_padding(65535)
+    window = {"WindowCenter": 2048, "WindowWidth": 4096, "PixelPaddingValue": 65535}
+    path = write_dicom(tmp_path / "a.dcm", pixels, **window)
+    assert_shown(path, np.where(where, 0, pixels / 4095.0).clip(0, 1))
+    grey = np.where(where, 255, RAMP // 100).astype(np.uint8)
+    path = write_dicom(tmp_path / "b.dcm", grey, PixelPaddingValue=255)
+    assert_shown(path, np.where(where, 0, grey / 255))
+    path = write_dicom(tmp_path / "c.dcm", grey, PixelPaddingValue=256)  # which 8 bits cannot hold
+    assert_shown(path, grey / 255)
+
+
+def test_read_dicom_of_nothing_but_padding_is_black(tmp_path, deep):
+    path = write_dicom(tmp_path / "a.dcm", deep * 0 + 7, PixelPaddingValue=7)
+    assert not read_dicom(path).any()
+    colour = np.full((4, 4, 3), 9, np.uint8)  # which has no padding
+    assert_shown(write_dicom(tmp_path / "b.dcm", colour, PixelPaddingValue=9), colour / 255)
+
+
 def test_read_dicom_of_8_bits_loses_nothing(tmp_path):
     grey = np.random.default_rng(0).integers(20, 200, (6, 4), dtype=np.uint8)
     assert_shown(write_dicom(tmp_path / "a.dcm", grey), grey / 255)

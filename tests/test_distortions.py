@@ -152,6 +152,9 @@ def test_gaussian_noise_has_its_deviation_and_repeats():
     assert torch.equal(noisy, distortions.gaussian_noise(image, 0.1))
     assert not torch.equal(noisy, distortions.gaussian_noise(image, 0.1, generator=generator(1)))
     assert not torch.equal(noisy[0], noisy[1])
+    # It starts again with each call, as the docstring says: two batches share their noise.
+    assert torch.equal(distortions.gaussian_noise(image[:2], 0.1), noisy[:2])
+    assert torch.equal(distortions.gaussian_noise(image[2:], 0.1), noisy[:2])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import errno
+import os
 
 import pytest
 
@@ -24,6 +25,24 @@ def test_whole_file_keeps_the_old_version_when_interrupted(tmp_path, error):
         raise error
     assert path.read_bytes() == b"old"
     assert [f.name for f in tmp_path.iterdir()] == ["a.bin"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX systems")
+def test_whole_file_that_is_private_is_its_owners_from_the_start(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    path.chmod(0o644)
+    before = os.umask(0)
+    try:
+        with whole_file(path, private=True) as file:
+            assert os.fstat(file.fileno()).st_mode & 0o777 == 0o600
+            file.write(b"secret")
+        with whole_file(tmp_path / "b.bin") as file:
+            file.write(b"public")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600 and path.read_bytes() == b"secret"
+    assert (tmp_path / "b.bin").stat().st_mode & 0o777 == 0o666
 
 
 def fill_the_disk(monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image, PngImagePlugin
 from data_prep.folder import Columns, main, prepare_folder
 from medsign_lite.data import read_manifest
 from medsign_lite.images import load_image
+from tests.dicom_files import write_dicom
 from tests.source_folders import noise, save, write_table
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cxr"
@@ -97,6 +99,30 @@ def test_prepare_folder_without_a_table_takes_every_image(source, tmp_path):
     records = read_manifest(path)
     assert len(records) == len({record.image for record in records}) == 11
     assert summary.kept == {"train": 9, "validation": 1, "test": 1}
+
+
+def test_prepare_folder_takes_dicom_without_an_ending(tmp_path):
+    ramp = np.tile(np.arange(0, 3200, 100, dtype=np.uint16), (32, 1))
+    write_dicom(tmp_path / "source" / "Roe" / "IM0001", ramp)
+    write_dicom(tmp_path / "source" / "DICOMDIR", ramp)
+    (tmp_path / "source" / "README").write_text("not an image")
+    (tmp_path / "source" / "Roe" / "notes.txt").write_text("neither")
+    path, summary = prepare(tmp_path / "source", tmp_path / "out")
+    (record,) = read_manifest(path)
+    expected = np.broadcast_to(np.round(np.arange(32) * 255 / 31) / 255, (3, 32, 32))
+    np.testing.assert_allclose(load_image(record.image).numpy(), expected, atol=1e-6)
+    assert summary.kept.total() == 1 and not summary.dropped
+    assert str(summary).endswith(
+        "note: 2 other files left out: no image by ending, no DICOM by content"
+    )
+
+
+def test_prepare_folder_needs_pydicom_for_dicom_without_an_ending(tmp_path, monkeypatch):
+    write_dicom(tmp_path / "source" / "IM0001", np.zeros((32, 32), np.uint16))
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ModuleNotFoundError, match="needs pydicom"):
+        prepare(tmp_path / "source", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_prepare_folder_order_and_splits_follow_the_seed(source, tmp_path):

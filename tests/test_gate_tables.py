@@ -18,7 +18,8 @@ def row_of(text, name):
 def test_tables_show_every_gate_once(tmp_path):
     lines = [line for line in tables(tmp_path).splitlines() if line.startswith("| ")]
     both = sum(gate.name.startswith(("chest: ", "fundus: ")) for gate in GATES)
-    assert len(lines) - 4 == both // 2 + len(GATES) - both + len(RECORDED_GATES)
+    asked = both // 2 + len(GATES) - both + len(RECORDED_GATES)
+    assert len(lines) - 4 == asked + 3  # detection, and bits under attack of two real decoders
     assert all(
         line.endswith(" - |") for line in lines[2:] if "---" not in line and "req" not in line
     )
@@ -34,6 +35,25 @@ def test_tables_hold_what_is_recorded(tmp_path):
     assert row_of(text, "finding spared, dB")[2:] == ["-", "**-1.0**"]
     assert row_of(text, "bits, rotation")[2:] == ["**0.871**", "-"]
     assert row_of(text, "two processes, share off")[1:] == ["≤ 0.001", "0.0003"]
+
+
+def test_tables_show_intervals_the_hardest_attack_and_what_real_decoders_do_not_survive(tmp_path):
+    def row(attack, name, value):
+        return {"attack": attack, name: value, f"{name}_low": value - 0.1, f"{name}_high": 1.0}
+
+    rates = {"none": 1.0, "jpeg": 0.8, "crop": 0.9, "mean": 0.1}
+    attacks = [row(attack, "true_positive_rate", rate) for attack, rate in rates.items()]
+    figures = {"psnr": {"value": 39.0, "low": 38.51, "high": 39.5}, "attacks": attacks}
+    record_result(tmp_path / "watermark_chest.json", figures, {})
+    bits = [row("none", "bit_accuracy", 0.99), row("mean", "bit_accuracy", 0.7)]
+    trained = {"quality": {"psnr": 38.5, "psnr_gap": 5}, "attacks": bits}
+    record_result(tmp_path / "real_decoder_own.json", {"trained": trained}, {})
+    text = tables(tmp_path)
+    assert row_of(text, "watermark, dB")[2] == "39.0 [38.5, 39.5]"
+    detected = row_of(text, "detected at 1e-6, hardest attack")
+    assert detected[1:] == ["", "0.800 [0.700, 1.000]", "-"]
+    attacked = row_of(text, "real decoder, own: bits, mean of attacks")
+    assert attacked[1:] == ["", "0.700 [0.600, 1.000]"]
 
 
 def test_recorded_reads_the_real_decoders_trained_images(tmp_path):

@@ -87,7 +87,7 @@ def test_scan_names_file_and_line_and_never_the_patient(tmp_path, capsys):
     expected = [
         f"a name in {folder}: a ChestX-ray14 image",
         f"a name in {folder}: a ChestX-ray14 image",
-        f"a name in {folder}, line 1: a numbered patient or study",
+        f"{folder}/..., line 1: a numbered patient or study",
         f"{folder}/broken.ipynb, line 1: a MIMIC-CXR patient",
         f"{folder}/log.jsonl, line 2: a CheXpert patient",
     ]
@@ -97,6 +97,30 @@ def test_scan_names_file_and_line_and_never_the_patient(tmp_path, capsys):
     assert printed.splitlines() == [*expected, "5 identifiers found"]
     for name in ("00000001", "patient00001", "p10000032", "10000032"):
         assert name not in printed
+
+
+def test_scan_hides_every_part_of_a_path_that_is_a_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nested = Path("files", "p10", "p10000032")
+    nested.mkdir(parents=True)
+    (nested / "s50414267.txt").write_text("EXAMINATION\nsubject_id: 7\n")
+    (nested / "log.txt").write_text("of patient00001\n")
+    in_nested = [
+        "files/p10/.../log.txt, line 1: a CheXpert patient",
+        "a name in files/p10/...: a MIMIC-CXR study",
+        "files/p10/.../..., line 2: a numbered patient or study",
+    ]
+    expected = ["a name in files/p10: a MIMIC-CXR patient", *in_nested]
+    assert scan(["files"]) == expected
+    # The same for a place below the name, and each name once for places that share it.
+    assert scan([nested]) == expected
+    assert scan([nested / "log.txt", nested / "s50414267.txt"]) == expected
+    assert main([str(nested / "log.txt")]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main([str(nested / "s50414268.txt")])
+    printed = "".join(capsys.readouterr())
+    assert "2 identifiers found" in printed and "no file or folder at files/p10/.../..." in printed
+    assert not any(name in printed for name in ("p10000032", "s5041426", "patient00001"))
 
 
 def test_main_says_that_nothing_is_there(tmp_path, capsys):

@@ -4,8 +4,9 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
+from data_prep.image_reading import read_pixels
 from medsign_lite.image_files import find_image_files, load_image_file
 from medsign_lite.images import load_image, save_image
 from tests.dicom_files import write_dicom
@@ -13,7 +14,7 @@ from tests.dicom_files import write_dicom
 DEEP = np.random.default_rng(0).integers(0, 4096, (8, 10), dtype=np.uint16)
 
 
-def write_png16(path, pixels):
+def write_png16(path, pixels, *, exif=None):
     """A 16-bit colour PNG, (H, W, 3) uint16, which Pillow cannot write."""
 
     def chunk(kind, data):
@@ -23,7 +24,8 @@ def write_png16(path, pixels):
     height, width, _ = pixels.shape
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    tags = chunk(b"eXIf", exif.tobytes()[6:]) if exif else b""  # without the six that JPEG needs
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + tags
                      + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))  # fmt: skip
 
 
@@ -56,6 +58,35 @@ def test_load_image_file_keeps_the_upper_8_bits_of_16_bit_colour(tmp_path):
     got = load_image_file(tmp_path / "a.png").permute(1, 2, 0).numpy()
     np.testing.assert_allclose(got, pixels / 65535, atol=1 / 255)
     np.testing.assert_allclose(got, (pixels >> 8) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_load_image_file_turns_as_the_tag_says(tmp_path, orientation, ending):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    with Image.open(path) as file:
+        expected = np.array(ImageOps.exif_transpose(file))
+    image = load_image_file(path)
+    assert image.shape == (3, *expected.shape[:2])
+    np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected / 255, atol=1e-6)
+    assert np.array_equal(expected, np.asarray(read_pixels(path)))  # as data sets are prepared
+    if ending == "png":
+        Image.fromarray(DEEP).save(path, exif=exif)
+        with Image.open(path) as file:
+            expected = np.array(ImageOps.exif_transpose(file))
+        assert_grey(load_image_file(path), expected / 4095)
+        write_png16(path, pixels.astype(np.uint16) << 8, exif=exif)
+        assert load_image_file(path).equal(image)
+
+
+def test_load_image_file_passes_over_a_tag_that_cannot_be_read(tmp_path):
+    path = save_image(torch.rand(3, 9, 7), tmp_path / "a.png")
+    Image.open(path).save(tmp_path / "b.png", exif=b"Exif\0\0nothing of the kind")
+    assert load_image_file(tmp_path / "b.png").equal(load_image(path))
 
 
 def test_load_image_file_tells_dicom_without_an_ending(tmp_path):

@@ -1,9 +1,13 @@
 """Images found by path and by name."""
 
+import os
+
+import numpy as np
 import pytest
 
 from data_prep.image_listing import ImageListing, below_source
 from data_prep.pixels import Unusable
+from tests.dicom_files import write_dicom
 
 
 @pytest.fixture
@@ -19,6 +23,23 @@ def test_listing_holds_images_only_in_order(listing):
     found, folder = listing
     names = [path.relative_to(folder).as_posix() for path in found.paths]
     assert names == ["a/one.png", "a/two.JPG", "b/two.JPG", "three.dcm"]
+
+
+def test_listing_tells_dicom_without_an_ending_and_counts_the_rest(tmp_path):
+    pixels = np.zeros((4, 4), np.uint16)
+    for name in ("IM0001", "a/IM0001", "DICOMDIR", "a/.cache/IM0002", ".IM0003", "old.bak"):
+        write_dicom(tmp_path / name, pixels)
+    for name in ("README", "notes.txt", ".DS_Store", "a/b.png"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "gone").symlink_to(tmp_path / "absent")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "queue")  # reading it would wait for ever
+    found = ImageListing(tmp_path)
+    names = [path.relative_to(tmp_path).as_posix() for path in found.paths]
+    assert names == ["IM0001", "a/IM0001", "a/b.png"]
+    # old.bak, README, notes.txt, gone and queue
+    assert found.left_out == (5 if hasattr(os, "mkfifo") else 4)
+    assert found.find("a/IM0001") == tmp_path / "a" / "IM0001"
 
 
 def test_find_takes_a_path_or_a_name_that_is_unique(listing):

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -122,6 +123,15 @@ def test_registry_file_round_trip(tmp_path):
     path = keys.write_registry(tmp_path / "new" / "keys.json", registry(3))
     assert keys.read_registry(path) == registry(3)
     assert [entry.name for entry in path.parent.iterdir()] == ["keys.json"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX systems")
+def test_write_registry_writes_for_its_owner_alone(tmp_path):
+    path = keys.write_registry(tmp_path / "keys.json", registry(1))
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    keys.write_registry(path, registry(2))
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_write_registry_leaves_the_earlier_one_if_it_fails(tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+import io
+
 import pytest
 import torch
 
@@ -35,6 +37,17 @@ def test_keys_add_makes_a_registry_and_adds_to_it(tmp_path, capsys):
     assert (second.message, second.modality, second.decoder) == (MESSAGES[1], "fundus", "")
     output = capsys.readouterr().out
     assert "added 'second', keys: 2" in output and MESSAGES[1] not in output
+
+
+def test_keys_add_reads_a_message_from_standard_input(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "keys.json"
+    for text, status in (
+        (f"{MESSAGES[0][:24]} {MESSAGES[0][24:30]}\n{MESSAGES[0][30:]}\n", 0), ("", 2), ("01x", 2),
+    ):  # fmt: skip
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        assert run("add", "--keys", path, "--id", f"key-{status}", "--message", "-") == status
+    assert [key.message for key in read_registry(path).keys] == [MESSAGES[0]]
+    assert capsys.readouterr().err.count("expected a message of 0 and 1") == 2
 
 
 def test_keys_add_refuses_and_leaves_the_file(tmp_path, capsys):

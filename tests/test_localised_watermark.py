@@ -129,6 +129,15 @@ def test_a_saved_watermark_writes_and_reads_the_same(watermark, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["details"] == {"steps": 7}
 
 
+def test_saving_leaves_each_module_in_its_mode(tmp_path):
+    watermark = LocalisedWatermark(CONFIG).train()
+    watermark.extractor.eval()
+    modes = [module.training for module in watermark.modules()]
+    save_localised_watermark(tmp_path, watermark)
+    assert [module.training for module in watermark.modules()] == modes
+    assert watermark.training and not watermark.extractor.training
+
+
 def test_load_refuses_other_weights_and_configurations(watermark, tmp_path):
     save_localised_watermark(tmp_path, watermark)
     state, config = load_checkpoint(tmp_path, kind="localised watermark")

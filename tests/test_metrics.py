@@ -102,6 +102,18 @@ def test_worst_window_tells_a_speckle_from_an_even_change():
     assert metrics.worst_window(image[:, :, :4, :4], reference[:, :, :4, :4])[0].item() == 1
 
 
+@pytest.mark.parametrize("size", [(90, 90), (8, 11), (13, 64)], ids=["square", "flat", "wide"])
+def test_worst_window_sees_the_last_row_and_column(size):
+    height, width = size
+    reference = torch.full((3, 3, *size), 0.5)
+    image = reference.clone()
+    image[0, :, -1] += 0.1  # one row of the 8 in its window, one of all in the image
+    image[1, ..., -1] += 0.1
+    image[2, :, -1, -1] += 0.1
+    expected = [height / 8, width / 8, height * width / 64]
+    assert metrics.worst_window(image, reference).tolist() == pytest.approx(expected, rel=1e-5)
+
+
 def test_region_psnr_refuses():
     image = torch.zeros(2, 3, 4, 4)
     mask = torch.ones(2, 1, 4, 4, dtype=torch.bool)

@@ -28,6 +28,8 @@ def test_find_notebooks_in_order_or_by_number(tmp_path):
     assert [path.stem for path in find_notebooks(tmp_path, ["03", "01_a"])] == ["01_a", "03_c"]
     with pytest.raises(ValueError, match="no notebook '07' in .*: there are 01_a, 02_b, 03_c"):
         find_notebooks(tmp_path, ["07"])
+    with pytest.raises(ValueError, match="no notebooks in .*: they come with the repository"):
+        find_notebooks(tmp_path / "site-packages")
 
 
 def test_check_parameters_refuses_a_misspelt_one(tmp_path):

@@ -206,6 +206,15 @@ def test_named_findings_takes_the_projects_names(keyword, finding, word):
     assert (finding in FUNDUS_FINDINGS) == (keyword not in ("glaucoma", "vitreous hemorrhages"))
 
 
+def test_named_findings_names_no_word_that_a_manifest_would_split(odir, tmp_path):
+    assert named_findings(["a|b", "drusen"], "a|b, drusen") == {"a b": "", "drusen": "drusen"}
+    write_table(odir / TABLE, [HEADER, line(0, "wet|dry lesion", "normal fundus")])
+    path, _ = prepare(odir, tmp_path / "out", train=2, test=0)
+    records = {record.report: record for record in read_manifest(path)}
+    assert records["wet|dry lesion"].findings == ("wet dry lesion",)
+    assert records["wet|dry lesion"].words == ("",)
+
+
 def test_named_findings_leaves_open_which_of_two_is_meant():
     report = "macular epiretinal membrane, epiretinal membrane"
     assert named_findings(report.split(", "), report)["epiretinal membrane"] == ""

@@ -77,9 +77,36 @@ def test_phantom_refuses(arguments, expected):
         phantom(*arguments)
 
 
+def test_write_phantoms_that_is_killed_leaves_no_manifest_and_no_half_image(tmp_path, monkeypatch):
+    options = {"train": 2, "validation": 0, "test": 0, "size": 32, "modalities": ("chest",),
+               "workers": 1, "progress": False}  # fmt: skip
+    manifest = write_phantoms(tmp_path, **options)
+    images = sorted((tmp_path / "images" / "chest").iterdir())
+    before = [image.read_bytes() for image in images]
+    save = Image.Image.save
+
+    def stop(image, file, **options):
+        save(image, file, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_phantoms(tmp_path, **options)
+    assert not manifest.exists()
+    assert sorted((tmp_path / "images" / "chest").iterdir()) == images
+    assert [image.read_bytes() for image in images] == before
+    with pytest.raises(FileNotFoundError, match="no manifest"):
+        read_manifest(tmp_path)
+
+
 def test_write_phantoms_refuses_before_writing(tmp_path):
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("as it was")
     with pytest.raises(ValueError, match="positive sum"):
         write_phantoms(tmp_path / "none", train=0, validation=0, test=0)
     with pytest.raises(ValueError, match="modality must be one of"):
         write_phantoms(tmp_path / "knee", modalities=("knee",))
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="modality must be one of"):
+        write_phantoms(tmp_path, modalities=("knee",))
+    assert manifest.read_text() == "as it was"
+    assert list(tmp_path.iterdir()) == [manifest]

@@ -60,6 +60,12 @@ def test_words_fill_in_what_stands_for_a_place(tmp_path, weights):
     assert words(STEP, **options)[-1] != before
 
 
+def test_words_leave_what_was_filled_in_as_it_is(tmp_path, weights):
+    data, results = tmp_path / "WORK" / "RESULTS" / "m.csv", tmp_path / "MANIFEST" / "WORK"
+    found = words(STEP, data=data, results=results, weights=weights)
+    assert found[4] == str(data) and found[6] == f"{results}/a.json"
+
+
 def test_a_table_without_all_of_its_rows_is_not_current(tmp_path, weights):
     own = weights_fingerprint(weights, ("extractor",))
     record_result(tmp_path / "a.json", {"missing": ["wam-kind"]}, {"images": 500, "weights": own})

@@ -1,8 +1,11 @@
 """Patients stay whole."""
 
+from itertools import product
+
 import pytest
 
 from data_prep.splits import check_patients, split_patients
+from medsign_lite.data import SPLITS
 
 SHARES = (0.6, 0.2, 0.2)
 
@@ -30,6 +33,27 @@ def test_split_patients_leaves_no_split_empty_that_has_a_share():
         "validation",
     ]
     assert set(split_patients(["a", "b", "c"], (1.0, 0.0, 0.0), seed=0)) == {"train"}
+
+
+@pytest.mark.parametrize("parts", [5, 7, 10, 16])
+def test_split_patients_fills_what_has_a_share_and_nothing_else(parts):
+    whole = [
+        (train / parts, validation / parts, (parts - train - validation) / parts)
+        for train, validation in product(range(parts + 1), repeat=2)
+        if train + validation <= parts
+    ]
+    for shares, count in product(whole, range(1, 25)):
+        splits = split_patients([str(number) for number in range(count)], shares, seed=0)
+        wanted = {name for name, share in zip(SPLITS, shares, strict=True) if share > 0}
+        assert set(splits) <= wanted, (shares, count)
+        assert count < 3 or set(splits) == wanted, (shares, count)
+        for name, share in zip(SPLITS, shares, strict=True):  # and about as much as it says
+            assert abs(splits.count(name) - share * count) <= 2, (shares, count)
+
+
+def test_split_patients_of_four_patients_by_hand():
+    splits = split_patients(list("abcd"), (0.2, 0.4, 0.4), seed=0)
+    assert sorted(splits) == ["test", "test", "train", "validation"]
 
 
 def test_split_patients_refuses_other_shares():

@@ -174,6 +174,20 @@ def test_the_command_line_refuses(tmp_path, capsys, arguments, message):
     assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_paths_are_seen_from_where_the_command_is_given(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(tutorial, "find_notebooks", lambda *_: [])
+    monkeypatch.setattr(tutorial, "run_tutorial", lambda _, __, given, **___: seen.append(given))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    main(["-p", "data", "mine/manifest.csv", "-p", "judge", "mine", "-p", "pipeline", ""])
+    main(["-p", "judge", "densenet121-res224-all"])
+    first, second = seen
+    assert first["data"] == str(tmp_path / "mine" / "manifest.csv")
+    assert first["judge"] == str(tmp_path / "mine") and first["pipeline"] == ""
+    assert second["judge"] == "densenet121-res224-all" and "data" not in second
+
+
 def test_the_command_runs_notebooks_for_real(tmp_path, monkeypatch, capsys):
     parameters = (
         'profile: str = "class"\nseed: int = 42\nrun_folder: str = ""\npipeline: str = ""\n'
