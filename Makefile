@@ -95,11 +95,11 @@ notebooks: $(STAMP)
 
 # The student's edition, without solutions and hidden tests, in build/course/release/.
 student: $(STAMP)
-	rm -rf $(COURSE)
+	rm -rf $(COURSE)/source $(COURSE)/release  # what was handed in stays
 	mkdir -p $(COURSE)/source/medsign_lite
 	cp $(COMMITTED) $(COURSE)/source/medsign_lite/
-	$(PY) -m nbgrader generate_assignment medsign_lite --create --force \
-	  --course-dir="$(CURDIR)/$(COURSE)"
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m nbgrader generate_assignment medsign_lite \
+	  --create --force --course-dir="$(CURDIR)/$(COURSE)"  # nbgrader looks for alembic in PATH
 	@echo "The student's notebooks are in $(COURSE)/release/medsign_lite/"
 
 # workflow/config.yaml: the tutorial and a sweep, two jobs at a time; also TARGET=tutorial or sweep.

@@ -150,7 +150,7 @@ def _sheet_lines(path: Path) -> Iterator[list[str]]:
         import openpyxl
     except ImportError:
         raise ImportError(
-            f"reading {path.name} needs openpyxl: pip install 'medsign_lite[real]', "
+            f"reading {path.name} needs openpyxl: pip install openpyxl, "
             "or save the sheet as a CSV file of the same name"
         ) from None
     try:

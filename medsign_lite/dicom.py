@@ -62,7 +62,7 @@ def import_pydicom() -> None:
         import pydicom.pixels  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "reading DICOM files needs pydicom: pip install 'medsign_lite[real]'"
+            "reading DICOM files needs pydicom: pip install pydicom"
         ) from error
 
 

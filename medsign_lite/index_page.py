@@ -120,8 +120,8 @@ def _table1_section(document: Mapping) -> str:
         '<h2 id="table1">Table 1: the paper’s figures beside ours</h2>',
         "<p>Quality against the original decoder’s image, and the share of the 48 bits that are "
         "read after each attack (chance: 0.50). The paper measured on MIMIC-CXR-JPG and OIA-ODIR "
-        "at 512 px; our rows come from this run’s model and data. The protocol is the same, the "
-        "images are not: compare the pattern, not the last digit.</p>",
+        "at 512 px; our rows come from this run’s model and data. The protocol is the same; "
+        "model, images, extractor and losses are not: compare the pattern, it is no ranking.</p>",
     ]
     if not rows:
         parts.append("<p class='absent'>Our rows are not made yet: notebook 06 makes them.</p>")
