@@ -123,7 +123,7 @@ def test_read_rows_refuses_other_files(tmp_path):
 def test_read_rows_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "a.xlsx").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(ImportError, match=r"a.xlsx needs openpyxl: pip install 'medsign_lite"):
+    with pytest.raises(ImportError, match=r"a.xlsx needs openpyxl: pip install openpyxl"):
         list(read_rows(tmp_path / "a.xlsx", ("ID",)))
 
 
