@@ -24,7 +24,7 @@ from medsign_lite.averaging import update_average
 from medsign_lite.budgets import Budget, log_row
 from medsign_lite.bundled_networks import build_autoencoder
 from medsign_lite.curriculum import learning_rate_factor
-from medsign_lite.image_stack import read_image_stack
+from medsign_lite.image_stack import read_image_stack, stack_digest
 from medsign_lite.precision import mixed_precision
 from medsign_lite.processes import Processes, descend
 from medsign_lite.processor import tune_processor
@@ -42,6 +42,7 @@ def autoencoder_loss(
     generator: torch.Generator,
     kl_weight: float = 1e-6,
     decoder_alone: bool = False,
+    processes: Processes | None = None,
 ) -> dict:
     """Squared error of the reconstruction plus the latents' KL divergence.
 
@@ -50,13 +51,19 @@ def autoencoder_loss(
         generator: draws the latents from their distribution, on the CPU.
         kl_weight: of the mean divergence per latent number.
         decoder_alone: the encoder gets no gradient, and the latents are their distribution's mean.
+        processes: that a batch is shared by, of which all this is one's part.
 
     Returns:
         ``loss`` (scalar, differentiable) and ``psnr`` in dB, of the mean squared error.
     """
     with torch.set_grad_enabled(torch.is_grad_enabled() and not decoder_alone):
         posterior = vae.encode(image).latent_dist
-        latents = posterior.mean if decoder_alone else posterior.sample(generator)
+        latents = posterior.mean
+        if not decoder_alone:
+            count = 1 if processes is None else processes.count
+            noise = torch.randn(len(image) * count, *latents.shape[1:], generator=generator)
+            noise = noise if processes is None else processes.part(noise)
+            latents = latents + posterior.std * noise.to(latents)
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
     reconstruction = vae.decode(latents).sample
     squared_error = F.mse_loss(reconstruction.float(), image)
@@ -124,11 +131,24 @@ def fit_autoencoder(
 
     Returns:
         The weights' moving average, its ``scaling_factor`` set from the training images.
+
+    Raises:
+        ValueError: for a batch that cannot be halved and shared, too small images, not exactly one
+            of minutes and steps, or a folder that holds another run.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     processes = Processes(device)
     device = processes.device
+    if batch % (2 * processes.count) or batch < 1:  # whole images come in half as large batches
+        raise ValueError(
+            f"batch: expected a multiple of {2 * processes.count}, whose half {processes.count} "
+            f"process(es) share evenly, got {batch}"
+        )
+    if images.shape[-1] < CROP or images.shape[-2] != images.shape[-1]:
+        raise ValueError(
+            f"expected square images of at least {CROP} pixels, got {tuple(images.shape)}"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     layout = {"memory_format": torch.channels_last}
     vae = build_autoencoder().to(device, **layout).train()
@@ -136,7 +156,7 @@ def fit_autoencoder(
     optimiser = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-4)
     spent, typical, skipped = {}, None, 0
     settings = plain_settings(
-        images=len(images), batch=batch, learning_rate=learning_rate,
+        images=len(images), stack=stack_digest(images), batch=batch, learning_rate=learning_rate,
         whole_images_from=whole_images_from, decoder_alone_from=decoder_alone_from, seed=seed,
     )  # fmt: skip
     if state := load_training_state(folder / "state.pt", settings=settings):
@@ -168,8 +188,9 @@ def fit_autoencoder(
         image = processes.part(image)
         with mixed_precision(device):
             result = autoencoder_loss(
-                vae, image.to(device, **layout), generator=generator, decoder_alone=decoder_alone
-            )
+                vae, image.to(device, **layout), generator=generator, decoder_alone=decoder_alone,
+                processes=processes,
+            )  # fmt: skip
         loss = processes.mean({"loss": result["loss"].item()})["loss"]
         typical = loss if typical is None else typical
         # One batch far off can undo hours: with so small a divergence term, nothing but the loss

@@ -33,8 +33,9 @@ from medsign_lite.backbone import (
 )
 from medsign_lite.budgets import Budget, log_row
 from medsign_lite.curriculum import learning_rate_factor
-from medsign_lite.image_stack import read_image_stack
+from medsign_lite.image_stack import read_image_stack, stack_digest
 from medsign_lite.images import check_image, quantise
+from medsign_lite.processes import Processes
 from medsign_lite.processor import tune_processor
 from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
 from medsign_lite.vicreg import WEIGHTS, effective_rank, projector, vicreg_step
@@ -100,11 +101,12 @@ def fit_backbone(
 
     Raises:
         ValueError: for a batch below 2, too few or too small images, not exactly one of minutes
-            and steps, or an `out` that holds another run.
+            and steps, an `out` that holds another run, or several processes.
         Collapse: if all images have come to have the same embedding.
     """
     if batch < 2:
         raise ValueError(f"batch: expected at least 2 images, which shall differ, got {batch}")
+    Processes().require_one("a backbone's training")
     out, config = Path(out), config or SmallBackboneConfig()
     budget = Budget(minutes=minutes, steps=steps)
     torch.manual_seed(seed)  # the networks' first weights
@@ -117,8 +119,8 @@ def fit_backbone(
         [*network.parameters(), *head.parameters()], lr=learning_rate, weight_decay=0.01
     )
     settings = plain_settings(
-        config=asdict(config), minutes=minutes, steps=steps, batch=batch,
-        learning_rate=learning_rate, weights=weights, seed=seed, images=len(images),
+        config=asdict(config), batch=batch, learning_rate=learning_rate, weights=weights,
+        seed=seed, entries=len(images), stack=stack_digest(images),
     )  # fmt: skip
     parts = {"network": network, "average": average, "head": head, "optimiser": optimiser}
     if saved := load_training_state(out / "training.pt", settings=settings):

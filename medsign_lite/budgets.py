@@ -28,6 +28,9 @@ class Budget:
             raise ValueError(
                 f"give either minutes or steps, got minutes={self.minutes}, steps={self.steps}"
             )
+        length = self.minutes if self.steps is None else self.steps
+        if not length >= 0:  # nor not a number
+            raise ValueError(f"expected minutes or steps of at least 0, got {length}")
 
     @property
     def progress(self) -> float:

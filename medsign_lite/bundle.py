@@ -27,7 +27,7 @@ from medsign_lite import (
 )
 from medsign_lite.keys import SHIPPED, registry_of_decoders, write_registry
 from medsign_lite.latent_diffusion import BUNDLED
-from medsign_lite.results import record_result
+from medsign_lite.results import read_result, record_result
 
 # Of training: the same whatever the machine, which decides how long they take. On one core of two,
 # without bfloat16, some twelve hours; a data centre's GPU is some fifty times faster.
@@ -124,6 +124,11 @@ def stages(
     }
 
 
+def _of_steps(record: Path, steps: int | None) -> bool:
+    """Whether a stage is recorded as finished, after as many steps as are asked for now."""
+    return record.is_file() and read_result(record)["config"]["steps"] == steps
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -147,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
         # Its own record says that a stage is finished: what it makes may be there from before, as
         # the weights of a clone are.
         finished = options.work / f"{name}.json"
-        if finished.is_file() and made.exists():
+        if made.exists() and _of_steps(finished, steps.get(name)):
             print(f"{name}: already at {made}")
             continue
         print(f"{name}: {steps.get(name, 'no')} steps of training")

@@ -28,8 +28,6 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -41,8 +39,9 @@ from medsign_lite.bundled_networks import (
     build_unet,
     save_pipeline,
 )
+from medsign_lite.checkpoints import digest
 from medsign_lite.data import SIDES, Record, read_manifest
-from medsign_lite.files import whole_file
+from medsign_lite.encoded_images import encoded_images
 from medsign_lite.grounding import (
     UNGROUNDED,
     attention_with_gradients,
@@ -50,7 +49,6 @@ from medsign_lite.grounding import (
     read_groundings,
     summed_maps,
 )
-from medsign_lite.image_stack import read_image_stack
 from medsign_lite.latent_diffusion import load_pipeline
 from medsign_lite.precision import mixed_precision
 from medsign_lite.processes import Processes, descend
@@ -173,7 +171,8 @@ def fit_denoiser(
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
     spent, mean_loss = {}, 1.0
     settings = plain_settings(
-        images=len(latents), batch=batch, learning_rate=learning_rate, seed=seed,
+        images=len(latents), latents=digest([latents]), words=digest([tokens]), batch=batch,
+        learning_rate=learning_rate, seed=seed,
         unconditional=unconditional, emphasis=emphasis, side_weight=side_weight,
         grounding=grounding, text_layers=text_layers,
     )  # fmt: skip
@@ -268,18 +267,12 @@ def main(arguments: list[str] | None = None) -> None:
     processes = Processes(options.device)
     vae = AutoencoderKL.from_pretrained(options.autoencoder).eval()
     records = [r for r in read_manifest(options.data, check_files=False) if r.split == "train"]
-    kept = options.out / "latents.safetensors"  # a resumed run need not encode again
-    if processes.is_main and not kept.is_file():
-        images = read_image_stack(options.data, split="train")
-        latents = encode_images(vae.to(processes.device), images)
-        with whole_file(kept) as file:
-            file.write(to_safetensors({"latents": latents}))
+    size = (vae.config.sample_size,) * 2
+    folder = options.out / "images"
+    if processes.is_main:  # the others read what it has written
+        encoded_images(records, vae.to(processes.device), folder, size=size, batch=64)
     processes.wait()
-    latents = load_file(kept)["latents"]
-    if len(latents) != len(records):
-        raise ValueError(
-            f"{kept} holds {len(latents)} latents, {options.data} {len(records)} images"
-        )
+    latents = encoded_images(records, vae, folder, size=size).float()
     fit_denoiser(
         latents,
         records,

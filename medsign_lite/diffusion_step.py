@@ -70,6 +70,9 @@ def diffusion_step(
 
     Returns:
         the mean squared error over the batch.
+
+    Raises:
+        RuntimeError: if a gradient is not finite. A step with it would leave no weight that is.
     """
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     steps = scheduler.config.num_train_timesteps
@@ -91,6 +94,6 @@ def diffusion_step(
     if processes is not None:
         processes.average_gradients(model.parameters())
         total = processes.mean({"loss": total})["loss"]
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
     optimiser.step()
     return total

@@ -51,9 +51,10 @@ def encoded_images(
         OSError: if the disk cannot hold them.
     """
     folder = Path(folder)
-    weights = list(vae.decoder.parameters())
+    weights = list(vae.encoder.parameters())  # two tensors that any training changes
     settings = plain_settings(
-        images=_digest([[r.id, r.image.name] for r in records]), size=size,
+        # Sizes, too: what was drawn anew has the same names.
+        images=_digest([[r.id, r.image.name, r.image.stat().st_size] for r in records]), size=size,
         autoencoder=_digest([weights[0].tolist(), weights[-1].tolist()]),
     )  # fmt: skip
     kept, finished = folder / "latents.json", folder / "latents.safetensors"

@@ -91,7 +91,7 @@ def load_image_file(path: str | Path) -> Tensor:
     turn = 1
     try:
         with Image.open(path) as file:
-            raw = file.tile[0].args if file.tile else ""  # before the pixels are loaded
+            raw = file.tile[0][3] if file.tile else ""  # before the pixels are loaded
             turn = _orientation(file)
             if file.mode.startswith("I;16"):
                 pixels = np.array(file, dtype=np.float64)

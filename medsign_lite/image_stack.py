@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medsign_lite.checkpoints import digest
 from medsign_lite.data import read_manifest
 from medsign_lite.images import central_crop, load_image, resize, to_bytes
 
@@ -51,6 +52,22 @@ def read_image_stack(
 def _spread(count: int, limit: int | None) -> list[int]:
     kept = count if limit is None else min(limit, count)
     return [i * count // kept for i in range(kept)]
+
+
+def stack_digest(images: Tensor, *, count: int = 64) -> str:
+    """Names a stack (N, 3, H, W) by `count` of its images, evenly spread: all would take long."""
+    return digest([images[:: max(1, len(images) // count)]])
+
+
+def held_out_rows(total: int, held_out: int) -> tuple[Tensor, Tensor]:
+    """Row numbers to train on and to hold out, the latter evenly spread.
+
+    A manifest lists one modality after another: the last images alone would be of one kind.
+    """
+    test = torch.arange(held_out) * (total // held_out)
+    train = torch.ones(total, dtype=torch.bool)
+    train[test] = False
+    return train.nonzero().flatten(), test
 
 
 def _square(image: Tensor, size: int) -> Tensor:

@@ -78,7 +78,7 @@ def _refuse_other_modes(file: Image.Image, path: Path) -> None:
 
 
 def _raw_mode(file: Image.Image) -> str:
-    arguments = file.tile[0].args if getattr(file, "tile", None) else ""
+    arguments = file.tile[0][3] if getattr(file, "tile", None) else ""
     if isinstance(arguments, tuple):
         arguments = arguments[0] if arguments else ""
     return arguments if isinstance(arguments, str) else ""

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from medsign_lite.budgets import Budget, log_row
 from medsign_lite.checkpoints import load_strictly
 from medsign_lite.data import read_manifest
 from medsign_lite.judge_data import Phantoms
@@ -39,6 +40,7 @@ from medsign_lite.judge_networks import (
 )
 from medsign_lite.judge_scores import evaluate_classifier, evaluate_segmenter
 from medsign_lite.precision import mixed_precision
+from medsign_lite.processes import Processes, descend
 from medsign_lite.processor import tune_processor
 from medsign_lite.results import record_result
 from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
@@ -74,7 +76,7 @@ def classifier_step(
             part = F.binary_cross_entropy_with_logits(logits[stated], batch[name][stated])
             loss = loss + weight * part
             parts[name] = part.item()
-    _update(optimiser, loss)
+    descend(loss, optimiser)
     return {"loss": loss.item(), **parts}
 
 
@@ -92,16 +94,8 @@ def segmenter_step(
     shown = areas > 0
     dice = (1 - overlap)[shown].mean() if shown.any() else logits.sum() * 0
     loss = 10 * entropy + dice
-    _update(optimiser, loss)
+    descend(loss, optimiser)
     return {"loss": loss.item(), "entropy": entropy.item(), "dice": dice.item()}
-
-
-def _update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimiser.step()
 
 
 def fit_judge(
@@ -130,10 +124,11 @@ def fit_judge(
         The scores on `validation` of the weights as saved.
 
     Raises:
-        ValueError: if not exactly one of minutes and steps is given, or `out` holds another run.
+        ValueError: if not exactly one of minutes and steps is given, `out` holds another run, or
+            several processes were started.
     """
-    if (minutes is None) == (steps is None):
-        raise ValueError(f"give either minutes or steps, got minutes={minutes}, steps={steps}")
+    budget = Budget(minutes=minutes, steps=steps)
+    Processes().require_one("a judge's training")
     out, device = Path(out), next(judge.parameters()).device
     out.mkdir(parents=True, exist_ok=True)
     step, evaluate = {
@@ -141,41 +136,36 @@ def fit_judge(
         "segmenter": (segmenter_step, evaluate_segmenter),
     }[judge.config.kind]
     settings = plain_settings(
-        config=asdict(judge.config), minutes=minutes, steps=steps, batch=batch,
-        learning_rate=learning_rate, seed=seed,
+        config=asdict(judge.config), batch=batch, learning_rate=learning_rate, seed=seed,
+        entries=len(train),
     )  # fmt: skip
     optimiser = torch.optim.AdamW(judge.parameters(), lr=learning_rate, weight_decay=0.05)
     generator = torch.Generator().manual_seed(seed)
-    done, spent = 0, 0.0
     if saved := load_training_state(out / "training.pt", settings=settings):
         load_strictly(judge, saved["judge"], name=f"training state in {out}")
         optimiser.load_state_dict(saved["optimiser"])
         generator.set_state(saved["generator"])
-        done, spent = saved["done"], saved["spent"]
+        budget = Budget(minutes=minutes, steps=steps, **saved["budget"])
 
     def save() -> None:
         state = {"judge": judge.state_dict(), "optimiser": optimiser.state_dict()}
         state |= {"settings": settings, "generator": generator.get_state()}
-        save_training_state(out / "training.pt", state | {"done": done, "spent": spent})
-
-    def log(row: dict) -> None:
-        with (out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": done, "seconds": round(spent, 1)} | row) + "\n")
+        save_training_state(out / "training.pt", state | {"budget": budget.state()})
 
     bar = tqdm(total=100, disable=not sys.stderr.isatty(), unit="%", desc=judge.config.kind)
-    clock = last_log = last_save = time.monotonic()
+    last_log = last_save = time.monotonic()
     judge.train()
-    while (progress := done / steps if steps is not None else spent / (60 * minutes)) < 1:
+    while (progress := budget.progress) < 1:
         rate = learning_rate * min(1.0, 20 * progress + 0.02)
         optimiser.param_groups[0]["lr"] = rate * (0.5 + 0.5 * math.cos(math.pi * progress))
         rows = torch.randint(len(train), (batch,), generator=generator)
         losses = step(judge, optimiser, train.batch(rows, device=device, generator=generator))
+        budget.tick()
         now = time.monotonic()
-        done, spent, clock = done + 1, spent + now - clock, now
         bar.update(100 * progress - bar.n)
         if now - last_log > log_seconds:
             last_log = now
-            log(losses)
+            log_row(out, budget, losses)
         if now - last_save > save_seconds:
             last_save = now
             save()
@@ -183,8 +173,8 @@ def fit_judge(
     save()
     load = load_classifier if judge.config.kind == "classifier" else load_segmenter
     scores = evaluate(load(save_judge(out, judge), device=device), validation)
-    log({"validation": scores})
-    record_result(out / "scores.json", scores, settings | {"done": done, "seconds": spent})
+    log_row(out, budget, {"validation": scores})
+    record_result(out / "scores.json", scores, settings | budget.state())
     return scores
 
 

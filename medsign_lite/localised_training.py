@@ -33,7 +33,7 @@ from medsign_lite.curriculum import (
     random_crops,
 )
 from medsign_lite.extractor import fold_space
-from medsign_lite.image_stack import read_image_stack
+from medsign_lite.image_stack import held_out_rows, read_image_stack, stack_digest
 from medsign_lite.images import quantise
 from medsign_lite.localised_watermark import (
     FOLD,
@@ -49,7 +49,7 @@ from medsign_lite.messages import random_messages
 from medsign_lite.metrics import bit_accuracy, psnr
 from medsign_lite.precision import mixed_precision
 from medsign_lite.pretraining import off_grid
-from medsign_lite.processes import descend
+from medsign_lite.processes import Processes, descend
 from medsign_lite.processor import tune_processor
 from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
 
@@ -213,12 +213,15 @@ def fit(
             but at most `largest_batch` images.
 
     Raises:
-        ValueError: if not exactly one of minutes and steps is given, images are too few, or `out`
-            holds a run with other settings.
+        ValueError: if not exactly one of minutes and steps is given, images are too few, `out`
+            holds a run with other settings, or several processes were started.
         NoTakeOff: if the run stays at chance (see `CurriculumConfig.patience_images`).
     """
-    if len(images) <= held_out:
-        raise ValueError(f"{held_out} images are held out, got only {len(images)} in all")
+    if not 0 < held_out < len(images):
+        raise ValueError(
+            f"held_out: expected from 1 to fewer than the {len(images)} images, got {held_out}"
+        )
+    Processes().require_one("a localised watermark's training")
     config, curriculum = config or LocalisedConfig(), curriculum or LOCALISED_CURRICULUM
     budget, state = Budget(minutes=minutes, steps=steps), Curriculum(curriculum, config.bits)
     out = Path(out)
@@ -230,7 +233,7 @@ def fit(
     settings = plain_settings(
         config=asdict(config), curriculum=asdict(curriculum), batch_pixels=batch_pixels,
         largest_batch=largest_batch, learning_rate=learning_rate, seed=seed,
-        entries=len(images), held_out=held_out,
+        entries=len(images), held_out=held_out, stack=stack_digest(images),
     )  # fmt: skip
     if saved := load_training_state(out / "training.pt", settings=settings):
         load_strictly(watermark, saved["watermark"], name=f"training state in {out}")
@@ -246,11 +249,7 @@ def fit(
             "curriculum": state.state(), "budget": budget.state(),
         })  # fmt: skip
 
-    # A manifest lists one modality after another: the last images alone would be of one kind.
-    test_rows = torch.arange(held_out) * (len(images) // held_out)
-    train_rows = torch.ones(len(images), dtype=torch.bool)
-    train_rows[test_rows] = False
-    train_rows = train_rows.nonzero().flatten()
+    train_rows, test_rows = held_out_rows(len(images), held_out)
     bar = tqdm(total=100, disable=not sys.stderr.isatty(), unit="%", desc="localised watermark")
     last_log = last_save = time.monotonic()
     while (progress := budget.progress) < 1:

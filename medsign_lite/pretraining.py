@@ -42,7 +42,7 @@ from medsign_lite.extractor import (
     save_extractor,
     whiten,
 )
-from medsign_lite.image_stack import read_image_stack
+from medsign_lite.image_stack import held_out_rows, read_image_stack, stack_digest
 from medsign_lite.images import quantise
 from medsign_lite.losses import message_loss
 from medsign_lite.messages import random_messages
@@ -207,10 +207,13 @@ def fit(
             attack is unknown.
         NoTakeOff: if the run stays at chance (see `CurriculumConfig.patience_images`).
     """
-    if len(images) <= held_out:
-        raise ValueError(f"{held_out} images are held out, got only {len(images)} in all")
-    check_training_attacks(attack_names)
     config, curriculum = config or ExtractorConfig(), curriculum or CurriculumConfig()
+    if held_out < 1 or len(images) - held_out <= config.bits:  # of fewer it cannot be whitened
+        raise ValueError(
+            f"expected at least 1 image held out, got {held_out}, and more than {config.bits} "
+            f"others, one per bit, got {len(images) - held_out}"
+        )
+    check_training_attacks(attack_names)
     processes = Processes(device)
     device = processes.device
     budget, state = Budget(minutes=minutes, steps=steps), Curriculum(curriculum, config.bits)
@@ -226,9 +229,9 @@ def fit(
     settings = plain_settings(
         network=network_name(config), config=asdict(config), curriculum=asdict(curriculum),
         seed=seed, learning_rate=learning_rate, entries=len(images), held_out=held_out,
+        batch_pixels=batch_pixels, largest_batch=largest_batch, attack_names=list(attack_names),
+        stack=stack_digest(images),
     )  # fmt: skip
-    if tuple(attack_names) != tuple(PAPER_ATTACKS):  # states from before there was a choice go on
-        settings["attack_names"] = list(attack_names)
     if saved := load_training_state(out / "training.pt", settings=settings):
         for name, part in (("embedder", embedder), ("extractor", extractor),
                            ("optimiser", optimiser)):  # fmt: skip
@@ -247,11 +250,7 @@ def fit(
             "budget": budget.state(),
         })  # fmt: skip
 
-    # A manifest lists one modality after another: the last images alone would be of one kind.
-    test_rows = torch.arange(held_out) * (len(images) // held_out)
-    train_rows = torch.ones(len(images), dtype=torch.bool)
-    train_rows[test_rows] = False
-    train_rows = train_rows.nonzero().flatten()
+    train_rows, test_rows = held_out_rows(len(images), held_out)
     test = images[test_rows].to(device).float() / 255
     bar = tqdm(total=100, disable=not sys.stderr.isatty(), unit="%", desc="extractor")
     last_log = last_save = time.monotonic()
@@ -309,9 +308,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Pre-train and whiten a watermark extractor.")
     parser.add_argument("--images", required=True, help="folder, manifest, or .npy of uint8")
     parser.add_argument("--out", required=True, help="run folder; an interrupted run resumes")
-    parser.add_argument("--minutes", type=float, help="training time in all")
-    parser.add_argument("--hours", type=float, help="the same in hours")
-    parser.add_argument("--steps", type=int, help="instead of a time")
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--minutes", type=float, help="training time in all")
+    length.add_argument("--hours", type=float, help="the same in hours")
+    length.add_argument("--steps", type=int, help="instead of a time")
     parser.add_argument("--size", type=int, default=128, help="side the images are brought to")
     parser.add_argument("--limit", type=int, help="images to read at most")
     parser.add_argument("--bits", type=int, default=48)

@@ -44,6 +44,15 @@ class Processes:
                 )
             self.device = self._accelerator.device
 
+    def require_one(self, what: str) -> None:
+        """Refuse several processes for work that they do not share: each would do, and write, all.
+
+        Raises:
+            ValueError: naming the work.
+        """
+        if self.count > 1:
+            raise ValueError(f"{what} runs in one process, {self.count} were started")
+
     @property
     def is_main(self) -> bool:
         """Whether this is the one that writes files."""

@@ -27,10 +27,10 @@ from medsign_lite.notebook_execution import (
     execute,
     find_notebooks,
 )
+from medsign_lite.profiles import PATHS
 from medsign_lite.results import ROOT, hardware, versions, write_json
 from medsign_lite.runs import PROFILES, default_folder
 
-PATHS = ("pipeline", "data", "autoencoder", "judge")  # parameters; the last may be a name as well
 _OWN_FILES = ("notebooks/", "run.json", "index.html")
 _LARGE = 64 * 2**20  # bytes; larger files are told apart by size and time, not by content
 
@@ -63,7 +63,8 @@ def run_tutorial(
     folder.mkdir(parents=True, exist_ok=True)
     log = read_log(folder)
     log |= {"parameters": dict(parameters), "hardware": hardware(), "versions": versions()}
-    inputs = [ROOT / "medsign_lite", ROOT / "data_prep", *_given(parameters)]
+    # The later notebooks show what is recorded.
+    inputs = [ROOT / "medsign_lite", ROOT / "data_prep", ROOT / "results", *_given(parameters)]
     code = fingerprint(inputs)
     failed = False
     for notebook in notebooks:

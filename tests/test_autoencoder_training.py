@@ -151,3 +151,41 @@ def test_fit_does_not_learn_from_a_batch_that_is_far_off(images, tmp_path, monke
     ]
     assert changed == [True, True, False, True]
     assert json.loads((tmp_path / "log.jsonl").read_text())["skipped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "message"),
+    [({"batch": 1}, 64, "batch: expected a multiple of 2, .* got 1"),
+     ({}, 48, "square images of at least 64 pixels, got .*48, 48")],
+)  # fmt: skip
+def test_fit_refuses_what_would_fail_at_half_its_budget(tmp_path, options, size, message):
+    images = torch.zeros(4, 3, size, size, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=message):
+        fit_autoencoder(images, images, tmp_path / "run", steps=4, **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_fit_goes_from_crops_to_whole_images_to_the_decoder_alone(tmp_path, monkeypatch):
+    sizes, encoder = [], []
+    monkeypatch.setattr("medsign_lite.autoencoder_training.build_autoencoder", tiny)
+    monkeypatch.setattr("medsign_lite.autoencoder_training.autoencoder_loss", watched(sizes))
+    images = torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8)
+    for steps in (3, 4):  # the second goes on from the first, in the last phase
+        vae = fit_autoencoder(images, images, tmp_path, steps=steps, batch=4)
+        encoder.append([p.clone() for p in vae.encoder.parameters()])
+    assert [size for size, _ in sizes[:3]] == [(4, 64), (4, 64), (2, 128)]
+    assert [alone for _, alone in sizes] == [False, False, False, True]
+    assert all(torch.equal(a, b) for a, b in zip(*encoder, strict=True))
+
+
+def tiny():
+    return build_autoencoder(channels=(8, 8, 8, 8))
+
+
+def watched(seen):
+    def loss(vae, image, **options):
+        seen.append(((len(image), image.shape[-1]), options["decoder_alone"]))
+        return autoencoder_loss(vae, image, **options)
+
+    return loss

@@ -107,7 +107,7 @@ def test_main_trains_on_a_manifest(manifest, tmp_path):
         "--batch", "4", "--device", "cpu",
     ])  # fmt: skip
     details = load_checkpoint(tmp_path / "run" / "backbone", kind="backbone")[1]["details"]
-    assert details["settings"]["images"] == 260
+    assert details["settings"]["entries"] == 260
 
 
 def test_main_whitens_a_network_that_somebody_else_trained(manifest, tmp_path, monkeypatch):

@@ -45,3 +45,9 @@ def test_log_row_appends(tmp_path):
         log_row(tmp_path, budget, {"loss": 0.25})
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2] and rows[0]["loss"] == 0.25
+
+
+@pytest.mark.parametrize("length", [{"steps": -5}, {"minutes": -1.0}, {"minutes": float("nan")}])
+def test_budget_that_could_never_be_spent_is_refused(length):
+    with pytest.raises(ValueError, match="minutes or steps of at least 0, got"):
+        Budget(**length)

@@ -90,6 +90,14 @@ def test_only_and_share(commands, tmp_path):
     assert result["values"] == {"psnr": 34}
 
 
+def test_a_trial_is_not_taken_for_the_finished_weights(commands, capsys):
+    given, options = commands
+    bundle.main([*options, "--only", "extractor", "--share", "0.01"])
+    given.clear()
+    bundle.main([*options, "--only", "extractor"])
+    assert "extractor" in given and "already" not in capsys.readouterr().out
+
+
 def test_the_two_decoders_carry_different_messages(commands):
     given, options = commands
     bundle.main(options)

@@ -404,7 +404,7 @@ def test_fit_judge_resumes_where_it_was_killed(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(judges, f"{kind}_step", killed)
     with pytest.raises(KeyboardInterrupt):
         fit("parts")
-    assert load_training_state(tmp_path / "parts" / "training.pt")["done"] == 3
+    assert load_training_state(tmp_path / "parts" / "training.pt")["budget"]["step"] == 3
     monkeypatch.setattr(judges, f"{kind}_step", step)
     parts = fit("parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -418,7 +418,9 @@ def test_fit_judge_refuses_another_run_and_unclear_lengths(classifier, tmp_path)
     data = toy()
     judges.fit_judge(classifier, data, data, tmp_path, steps=1, batch=4)
     with pytest.raises(ValueError, match="run with other settings"):
-        judges.fit_judge(classifier, data, data, tmp_path, steps=2, batch=4)
+        judges.fit_judge(classifier, data, data, tmp_path, steps=2, batch=2)
+    judges.fit_judge(classifier, data, data, tmp_path, steps=2, batch=4)  # longer is no other run
+    assert load_training_state(tmp_path / "training.pt")["budget"]["step"] == 2
     with pytest.raises(ValueError, match="either minutes or steps"):
         judges.fit_judge(classifier, data, data, tmp_path)
 
@@ -429,7 +431,7 @@ def test_main_trains_from_a_manifest(tmp_path, records, capsys):
     out = tmp_path / "out"
     judges.main(f"classifier --data {path} --out {out} --steps 1 --batch 2 --device cpu".split())
     assert json.loads(capsys.readouterr().out)["findings"]["pneumonia"]["count"] == 0
-    assert json.loads((out / "scores.json").read_text())["config"]["steps"] == 1
+    assert json.loads((out / "scores.json").read_text())["config"]["step"] == 1
     assert judges.load_classifier(out).config.size == 128
     other = f"classifier --architecture mixer --data {path} --out {tmp_path / 'mixer'} --steps 1"
     judges.main(f"{other} --batch 2 --device cpu".split())

@@ -168,7 +168,7 @@ def test_fit_stops_a_run_that_does_not_take_off(tmp_path):
 def test_fit_takes_one_budget_and_enough_images(tmp_path):
     with pytest.raises(ValueError, match="either minutes or steps"):
         fit(stack(), tmp_path, **SMALL)
-    with pytest.raises(ValueError, match="8 images are held out, got only 8"):
+    with pytest.raises(ValueError, match="fewer than the 8 images, got 8"):
         fit(stack(8), tmp_path, steps=1, **SMALL)
 
 

@@ -124,7 +124,7 @@ def test_fit_draws_from_the_attacks_that_are_named(tmp_path, monkeypatch):
     assert drawn == [("flip", "crop")]
     details = load_checkpoint(tmp_path / "extractor", kind="extractor")[1]["details"]
     assert details["attack_names"] == ["flip", "crop"]
-    with pytest.raises(ValueError, match="attack_names was .* is None"):
+    with pytest.raises(ValueError, match="attack_names was .* is .'none', 'brightness'"):
         fit(stack(), tmp_path, steps=2, **SMALL)
     with pytest.raises(ValueError, match="expected names among none, flip, .* got 'shear'"):
         fit(stack(), tmp_path / "other", steps=1, attack_names=("shear",), **SMALL)
@@ -144,8 +144,17 @@ def test_fit_takes_one_budget(tmp_path, budget):
 
 
 def test_fit_refuses_too_few_images(tmp_path):
-    with pytest.raises(ValueError, match="8 images are held out, got only 8"):
-        fit(stack(8), tmp_path, steps=1, **SMALL)
+    with pytest.raises(ValueError, match="more than 4 others, one per bit, got 4"):
+        fit(stack(12), tmp_path, steps=1, **SMALL)
+    with pytest.raises(ValueError, match="at least 1 image held out, got 0"):
+        fit(stack(), tmp_path, steps=1, **SMALL | {"held_out": 0})
+    assert not list(tmp_path.iterdir())
+
+
+def test_fit_refuses_other_images_of_the_same_number(tmp_path):
+    fit(stack(), tmp_path, steps=1, **SMALL)
+    with pytest.raises(ValueError, match="other settings: stack was"):
+        fit(stack().flip(3), tmp_path, steps=2, **SMALL)
 
 
 def test_main_names_a_folder_that_is_missing(tmp_path):
