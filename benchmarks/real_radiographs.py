@@ -67,25 +67,27 @@ def run(
 
     Returns:
         attack rows and the quality row of the held-out radiographs.
+
+    Raises:
+        ValueError: if `work` holds other radiographs, the same at another size, or a decoder that
+            another extractor reads, as after a larger `extractor_budget`.
     """
     columns = Columns(image="filename", findings="finding_labels", patient="patient_id")
-    manifest = work / "radiographs" / "manifest.csv"
-    if not manifest.is_file():
-        prepare_folder(
-            data / "cxr", manifest.parent, table=data / "cxr" / "index.csv", columns=columns,
-            modality="chest", size=size,
-        )  # fmt: skip
+    # Quick where it is done already, and refused where `work` holds another folder's images.
+    manifest, _ = prepare_folder(
+        data / "cxr", work / "radiographs", table=data / "cxr" / "index.csv", columns=columns,
+        modality="chest", size=size,
+    )  # fmt: skip
     read_manifest(manifest)
     train = read_image_stack(manifest, size=size, split="train", limit=limit)
     test = read_image_stack(manifest, size=size, split="test", limit=limit)
-    if not (work / "extractor" / "extractor").is_dir():
-        # The bundled one's network: it learns from few images, HiDDeN's needs a million.
-        config, curriculum, learning_rate = CHOICES["spectral"]
-        fit_extractor(
-            train, work / "extractor", config=config(), curriculum=curriculum,
-            learning_rate=learning_rate, held_out=min(32, len(train) // 4), seed=seed,
-            **extractor_budget,
-        )  # fmt: skip
+    # The bundled one's network: it learns from few images, HiDDeN's needs a million.
+    config, curriculum, learning_rate = CHOICES["spectral"]
+    fit_extractor(
+        train, work / "extractor", config=config(), curriculum=curriculum,
+        learning_rate=learning_rate, held_out=min(32, len(train) // 4), seed=seed,
+        **extractor_budget,
+    )  # fmt: skip
     extractor = load_extractor(work / "extractor" / "extractor")
     vae = freeze(AutoencoderTiny.from_pretrained(data / "taesd"))
     message = random_message(

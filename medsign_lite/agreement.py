@@ -1,22 +1,36 @@
 """Do fresh figures of a few images agree with recorded ones of many?
 
-A lesson measures a few images live, and shows figures that took hours beside them. The two should
-be of one truth: what a few images may be off by is told from the spread of the recorded ones.
+A lesson or a gate measures a few images live, and has figures beside them that took hours. The two
+should be of one truth: `agrees` says so of figures {"value", "low", "high"}, `agreement_rows` of
+rows. The rule is one, in `_allowed`: so many standard errors of the difference, and a rounding.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 
+from medsign_lite.rows import with_interval
+
 ERRORS = 4.0  # standard errors of the difference: among hundreds of figures none passes by chance
 NORMAL = 2 * 1.96  # standard errors in the width of a 95 % interval
+PRINTED = 5e-3  # half of the last place that figures are printed with
+
+
+def agrees(fresh: Mapping, recorded: Mapping, *, tolerance: float = 0.0) -> bool:
+    """Whether two figures {"value", "low", "high"} could be of one truth.
+
+    Args:
+        fresh, recorded: the ends are None, or the value, where there is no interval.
+        tolerance: a share of the recorded figure that is allowed in any case, as is `PRINTED`.
+    """
+    values = [fresh["value"], recorded["value"]]
+    if None in values:
+        return values[0] is values[1]
+    allowed = _allowed(recorded, fresh, rounding=PRINTED + tolerance * abs(values[1]))
+    return abs(values[0] - values[1]) <= allowed
 
 
 def allowed_difference(recorded: Mapping, fresh: Mapping, name: str, *, rounding: float) -> float:
     """How far a fresh mean may be from a recorded one if both are of one truth.
-
-    The standard error of a mean over n images falls with the root of n. That of the fresh mean is
-    told from the recorded interval: a few images that all say yes have an interval of width 0, or
-    one that says little.
 
     Args:
         recorded, fresh: rows with the figure, "images", and in the recorded one its interval.
@@ -26,8 +40,25 @@ def allowed_difference(recorded: Mapping, fresh: Mapping, name: str, *, rounding
     Returns:
         `ERRORS` standard errors of the difference, and the rounding.
     """
-    error = (recorded[f"{name}_high"] - recorded[f"{name}_low"]) / NORMAL
-    return ERRORS * error * math.sqrt(1 + recorded["images"] / fresh["images"]) + rounding
+    many, few = (with_interval(row, name) | {"images": row["images"]} for row in (recorded, fresh))
+    return _allowed(many, few, rounding=rounding)
+
+
+def _allowed(recorded: Mapping, fresh: Mapping, *, rounding: float) -> float:
+    """`ERRORS` standard errors of the difference of two figures, and the rounding.
+
+    The standard error of a mean over n images falls with the root of n. Where both figures say of
+    how many "images" they are, that of the fresh one is told from the recorded interval: a few
+    images that all say yes have an interval of width 0, or one that says little.
+    """
+    error, own = _standard_error(recorded), _standard_error(fresh)
+    if "images" in recorded and "images" in fresh:
+        own = error * math.sqrt(recorded["images"] / fresh["images"])
+    return ERRORS * math.hypot(error, own) + rounding
+
+
+def _standard_error(figure: Mapping) -> float:
+    return 0.0 if figure["low"] is None else (figure["high"] - figure["low"]) / NORMAL
 
 
 def agreement_rows(

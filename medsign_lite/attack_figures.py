@@ -12,7 +12,7 @@ from medsign_lite.attack_scores import Detector
 from medsign_lite.detection import detect_logits, extract_logits
 from medsign_lite.images import quantise
 from medsign_lite.metrics import psnr
-from medsign_lite.plotting import plot_bits, show_difference, show_image
+from medsign_lite.plotting import line_style, plot_bits, show_difference, show_image
 
 UNITS = {
     "jpeg": "quality", "rotation": "degrees", "crop": "share of the area",
@@ -21,10 +21,10 @@ UNITS = {
     "screenshot": "strength",
 }  # fmt: skip
 VISIBLE = (15.0, 55.0)  # dB: worse than this is of no use to anybody, better is no attack
-_STYLES = [(line, marker) for line in ("-", "--", ":") for marker in ("o", "s", "^", "D", "v", "P")]
+_SMALL = 9  # points: on a page that is 870 pixels wide, 12 pixels
 
 
-def strength_figure(rows: Sequence[Mapping], *, columns: int = 5) -> Figure:
+def strength_figure(rows: Sequence[Mapping], *, columns: int = 4) -> Figure:
     """Strength curves: for every attack what is read above, what it costs below.
 
     Args:
@@ -41,7 +41,7 @@ def strength_figure(rows: Sequence[Mapping], *, columns: int = 5) -> Figure:
     names = list(dict.fromkeys(row["attack"] for row in rows))
     columns = min(columns, len(names))
     lines = -(-len(names) // columns)
-    figure = Figure(figsize=(2.5 * columns + 0.5, 3.3 * lines), layout="constrained")
+    figure = Figure(figsize=(2.1 * columns + 0.3, 3.1 * lines + 0.4), layout="constrained")
     axes = figure.subplots(2 * lines, columns, squeeze=False, height_ratios=(2, 1) * lines)
     for number, name in enumerate(names):
         own = sorted((r for r in rows if r["attack"] == name), key=lambda r: r["strength"])
@@ -53,13 +53,14 @@ def strength_figure(rows: Sequence[Mapping], *, columns: int = 5) -> Figure:
         upper.set_title(name)
         lower.set_xlabel(UNITS.get(name, "strength"))
         upper.tick_params(labelbottom=False)
+        if column == 0:
+            upper.set_ylabel("read")
+            lower.set_ylabel("cost")
     for number in range(len(names), lines * columns):
         for half in (0, 1):
             axes[2 * (number // columns) + half, number % columns].set_axis_off()
-    axes[0, 0].set_ylabel("read")
-    axes[1, 0].set_ylabel("cost")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=_SMALL)
     return figure
 
 
@@ -82,20 +83,21 @@ def _cost(ax: Axes, rows: Sequence[Mapping]) -> None:
         ax.plot(across, [min(row["psnr"], 60.0) for row in measured], "-^", color="black",
                 markersize=3)  # fmt: skip
         ax.set_ylim(5, 62)
-        ax.text(0.03, 0.06, "PSNR, dB", transform=ax.transAxes, fontsize=7)
+        ax.text(0.03, 0.06, "PSNR, dB", transform=ax.transAxes, fontsize=_SMALL)
     else:
-        ax.plot([r["strength"] for r in rows], [r["kept"] for r in rows], "-v", color="0.35",
+        ax.plot([r["strength"] for r in rows], [r["kept"] for r in rows], "--v", color="0.35",
                 markersize=3)  # fmt: skip
         ax.set_ylim(-0.05, 1.05)
-        ax.text(0.03, 0.06, "share of image left", transform=ax.transAxes, fontsize=7)
+        ax.text(0.03, 0.06, "share of image left", transform=ax.transAxes, fontsize=_SMALL)
 
 
 def cost_figure(rows: Sequence[Mapping]) -> Figure:
     """What an attacker pays to be rid of the mark: detection against the PSNR that is left.
 
     Args:
-        rows: with attack, true_positive_rate, psnr, and optionally model, estimate and averaged,
-            of any part; rows without a PSNR, or outside `VISIBLE`, are left out.
+        rows: of any part, with attack, psnr, true_positive_rate (called_marked in those of
+            `forgery_rows`), and optionally model and estimate. Left out are rows without a PSNR or
+            outside `VISIBLE`, and forgeries, whose attacker wants detection.
 
     Returns:
         A figure with a point per row, and per attack a line: the fewest detections that it reaches
@@ -104,32 +106,32 @@ def cost_figure(rows: Sequence[Mapping]) -> Figure:
     low, high = VISIBLE
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        if row["psnr"] is None or not low <= row["psnr"] <= high:
+        if row["attack"] == "forge" or row["psnr"] is None or not low <= row["psnr"] <= high:
             continue
         words = (row["attack"], row.get("model"), row.get("estimate"))
         name = ", ".join(word for word in words if word)
-        lines.setdefault(name, []).append((row["psnr"], row["true_positive_rate"]))
+        share = row["called_marked" if "called_marked" in row else "true_positive_rate"]
+        lines.setdefault(name, []).append((row["psnr"], share))
     if not lines:
         raise ValueError(f"expected rows with a PSNR of {low:g} to {high:g} dB, got none")
-    figure = Figure(figsize=(9.5, 4.4), layout="constrained")
+    figure = Figure(figsize=(8.7, 4.4), layout="constrained")
     ax = figure.subplots()
-    for (line, marker), (name, points) in zip(_cycle(len(lines)), lines.items(), strict=True):
+    for number, (name, points) in enumerate(lines.items()):
         best, fewest = [], 1.0
         for decibels, share in sorted(points, reverse=True):
             fewest = min(fewest, share)
             best.append((decibels, fewest))
         best.append((low, fewest))
-        (drawn,) = ax.step(*zip(*best, strict=True), where="post", linestyle=line, linewidth=1.2)
-        ax.plot(*zip(*points, strict=True), marker, markersize=5, color=drawn.get_color())
-        ax.plot([], [], linestyle=line, marker=marker, color=drawn.get_color(), label=name)
+        style = line_style(number)
+        (drawn,) = ax.step(
+            *zip(*best, strict=True), where="post", linestyle=style["linestyle"], linewidth=1.2
+        )
+        ax.plot(*zip(*points, strict=True), style["marker"], markersize=5, color=drawn.get_color())
+        ax.plot([], [], **style, markersize=5, color=drawn.get_color(), label=name)
     ax.set(xlim=VISIBLE, ylim=(-0.04, 1.04), xlabel="PSNR after the attack, dB (dearer is left)",
            ylabel="share of images detected")  # fmt: skip
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=_SMALL, handlelength=3.5)
     return figure
-
-
-def _cycle(count: int) -> list[tuple[str, str]]:
-    return [_STYLES[index % len(_STYLES)] for index in range(count)]
 
 
 def attack_figure(

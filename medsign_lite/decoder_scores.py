@@ -13,6 +13,7 @@ from medsign_lite.evaluation import diagnostic_change, evaluate_attacks, quality
 from medsign_lite.images import to_bytes
 from medsign_lite.judge_networks import FindingClassifier, FindingSegmenter
 from medsign_lite.latent_diffusion import Autoencoder, LatentDecoder, decode
+from medsign_lite.rows import with_interval
 
 
 class _Drawn:
@@ -84,11 +85,7 @@ def score_decoder(
 
 def table1_row(modality: str, method: str, scores: Mapping) -> dict:
     """A row of the paper's Table 1 from `score_decoder`: each figure {"value", "low", "high"}."""
-
-    def figure(row: Mapping, name: str) -> dict:
-        return {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
-
-    quality = {name: figure(scores["quality"], name) for name in ("psnr", "ssim")}
-    accuracy = {row["attack"]: figure(row, "bit_accuracy") for row in scores["attacks"]}
+    quality = {name: with_interval(scores["quality"], name) for name in ("psnr", "ssim")}
+    accuracy = {row["attack"]: with_interval(row, "bit_accuracy") for row in scores["attacks"]}
     images = scores["quality"]["images"]
     return {"modality": modality, "method": method, "images": images} | quality | accuracy

@@ -1,4 +1,4 @@
-"""`medsign-lite detect`: whether images are marked, and with which key."""
+"""`medsign-lite detect`: whether images are marked, with which key, and what their files say."""
 
 import sys
 import tempfile
@@ -26,6 +26,7 @@ from medsign_lite.images import check_image
 from medsign_lite.key_detection import KeyDetection, detect_keys
 from medsign_lite.keys import Key, Registry, read_registry
 from medsign_lite.messages import ungroup
+from medsign_lite.provenance import file_claim
 
 
 def run(options: Namespace) -> int:
@@ -137,6 +138,7 @@ def read_rows(
             detection = detect_file(
                 path, extractor, registry, false_positive_rate=false_positive_rate
             )
+            claim = file_claim(path)
         except OSError as error:
             reason = error.strerror or _without_name(error, path)
         except MemoryError:
@@ -144,7 +146,7 @@ def read_rows(
         except (ValueError, ModuleNotFoundError, RuntimeError) as error:
             reason = _without_name(error, path)
         else:
-            yield row_of(name, detection)
+            yield row_of(name, detection, claim=claim)
             continue
         yield Row(image=name, decision=UNREADABLE, reason=reason)
 

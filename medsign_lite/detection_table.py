@@ -25,9 +25,10 @@ class Row:
     p_value: float | None = None  # corrected for the number of keys
     threshold: int | None = None
     reason: str = ""  # why it is unreadable
+    claim: str = ""  # what its file says of itself, which anyone can write
 
 
-def row_of(image: str, detection: KeyDetection) -> Row:
+def row_of(image: str, detection: KeyDetection, *, claim: str = "") -> Row:
     """A decision as a row."""
     return Row(
         image=image,
@@ -37,13 +38,14 @@ def row_of(image: str, detection: KeyDetection) -> Row:
         bits=detection.bits,
         p_value=detection.p_value,
         threshold=detection.threshold,
+        claim=claim,
     )
 
 
 def print_rows(
     rows: Iterable[Row], names: Sequence[str], *, file: TextIO, keys: bool = True
 ) -> Iterator[Row]:
-    """Print a heading and then each row as it comes, and pass it on.
+    """Print a heading and then each row as it comes, below it its claim, and pass it on.
 
     Args:
         names: of all images, so that the columns are wide enough from the start.
@@ -62,6 +64,8 @@ def print_rows(
         else:
             matching = f"{row.matching} of {row.bits}"
             line(row.image, matching, f"{row.p_value:.2g}", row.decision, row.key)
+        if row.claim:
+            print(f"    its file says: {row.claim}", file=file, flush=True)
         yield row
 
 

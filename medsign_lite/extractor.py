@@ -22,7 +22,7 @@ from medsign_lite.messages import check_one_message_per_image
 from medsign_lite.spectral import SpectralConfig, SpectralEmbedder, SpectralExtractor
 from medsign_lite.whitening import whitening_transform
 
-MINIMUM_SIDE = 32
+MINIMUM_SIDE = 32  # pixels of an image that is decided about; an attack may halve it before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class Extractor(nn.Module):
         self.whitening = nn.Linear(config.bits, config.bits) if config.whitened else None
 
     def forward(self, image: Tensor) -> Tensor:
-        """image: (B, 3, H, W) around [0, 1], any H, W >= 32, to logits (B, bits), float32.
+        """image: (B, 3, H, W) around [0, 1], H and W at least 16, to logits (B, bits), float32.
 
         A logit above 0 reads as bit 1. Nothing is clamped: gradients reach the image.
         """
@@ -255,7 +255,8 @@ def whiten(extractor: AnyExtractor, images: Iterable[Tensor]) -> AnyExtractor:
 def _probe_logits(extractor: AnyExtractor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 16, 16, generator=generator)
-    image = F.interpolate(coarse, size=(64, 64), mode="bilinear")
+    side = max(64, extractor.minimum_side)  # 64 is what saved logits are of
+    image = F.interpolate(coarse, size=(side, side), mode="bilinear")
     device = next(extractor.parameters()).device
     with torch.no_grad():
         return extractor(image.to(device))[0].cpu()

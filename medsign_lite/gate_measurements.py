@@ -36,6 +36,7 @@ from medsign_lite.latent_diffusion import (
 from medsign_lite.localisation_scores import localisation_rows
 from medsign_lite.messages import message_from_string
 from medsign_lite.random_streams import named_generator
+from medsign_lite.rows import with_interval
 from medsign_lite.sample_cache import FIRST_SEED, sample_with_maps
 from medsign_lite.selection import SMALL_MAPS
 
@@ -185,30 +186,23 @@ def settings_of(measurement: str) -> tuple[str, ...]:
     return SETTINGS[measurement if measurement in SETTINGS else measurement.rsplit("_", 1)[0]]
 
 
-def figure(row: Mapping, name: str) -> dict:
-    """{"value", "low", "high"} of a row's figure; without an interval, of the value alone."""
-    value = row[name]
-    ends = {end: row.get(f"{name}_{end}", value) for end in ("low", "high")}
-    return {"value": value, **ends}
-
-
 def weights(sample: Sample) -> dict:
     size = sum(path.stat().st_size for path in sample.weights.rglob("*") if path.is_file())
-    return {"size": figure({"size": size / 2**20}, "size")}
+    return {"size": with_interval({"size": size / 2**20}, "size")}
 
 
 def reconstruction(sample: Sample, modality: str) -> dict:
     row = reconstruction_row(
         sample.pipeline, sample.records(modality), generator=sample.generator("reconstruction")
     )
-    return {"psnr": figure(row, "psnr"), "images": row["images"]}
+    return {"psnr": with_interval(row, "psnr"), "images": row["images"]}
 
 
 def generation(sample: Sample, modality: str) -> dict:
     cache = sample.generated(modality)
     images = cache.originals.float() / 255
     row = generation_row(sample.classifier, images, sample.records(modality))
-    shares = {name: figure(row, name) for name in ("found", "side") if name in row}
+    shares = {name: with_interval(row, name) for name in ("found", "side") if name in row}
     return shares | {"row": row}
 
 
@@ -224,12 +218,12 @@ def localisation(sample: Sample) -> dict:
     )
     means = {row["map"]: row for row in rows if row["finding"] == "mean"}
     figures = {
-        name: figure(means["attention"], name)
+        name: with_interval(means["attention"], name)
         for name in ("cnr", "auc", "iou", "iou_best", "pointing", "side_correct")
         if name in means["attention"]
     }
     for control in ("shuffled token", "anatomical prior"):
-        figures[f"margin_{control.replace(' ', '_')}"] = figure(means[control], "cnr_margin")
+        figures[f"margin_{control.replace(' ', '_')}"] = with_interval(means[control], "cnr_margin")
     fixed = fixed_places(sample.priors)
     movable = [row for row in rows if row["map"] == "anatomical prior"
                and row["finding"] not in fixed | {"mean"}]  # fmt: skip
@@ -290,7 +284,7 @@ def localisation_generated(sample: Sample, modality: str) -> dict:
         generator=sample.generator("localisation_generated"),
     )
     means = next(row for row in rows if row["finding"] == "mean")
-    return {name: figure(means, name) for name in ("cnr", "auc")} | {"rows": rows}
+    return {name: with_interval(means, name) for name in ("cnr", "auc")} | {"rows": rows}
 
 
 def watermark(sample: Sample, modality: str) -> dict:
@@ -307,11 +301,11 @@ def watermark(sample: Sample, modality: str) -> dict:
         findings=FINDINGS[modality],
         generator=sample.generator("watermark"),
     )
-    figures = {row["attack"]: figure(row, "bit_accuracy") for row in scores["attacks"]}
+    figures = {row["attack"]: with_interval(row, "bit_accuracy") for row in scores["attacks"]}
     quality = scores["quality"]
     names = [name for name in ("psnr", "ssim", "psnr_gap") if name in quality]
-    figures |= {name: figure(quality, name) for name in names}
-    return figures | {"change": figure(scores["diagnosis"][-1], "change")} | scores
+    figures |= {name: with_interval(quality, name) for name in names}
+    return figures | {"change": with_interval(scores["diagnosis"][-1], "change")} | scores
 
 
 def unmarked(sample: Sample) -> dict:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from medsign_lite.data import MODALITIES
 from medsign_lite.files import whole_file
-from medsign_lite.gate_measurements import figure
 from medsign_lite.gates import GATES, RECORDED_GATES, RESULTS, Gate
 from medsign_lite.results import read_result
+from medsign_lite.rows import with_interval
 
 BEGIN, END = "<!-- recorded figures: begin -->", "<!-- recorded figures: end -->"
 
@@ -28,7 +28,7 @@ def recorded(gate: Gate, folder: Path) -> Mapping | None:
     values = read_result(path)["values"]
     if gate in RECORDED_GATES:
         trained = values["trained"]
-        return figure(trained["quality"] | trained["attacks"][0], gate.figure)
+        return with_interval(trained["quality"] | trained["attacks"][0], gate.figure)
     return values.get(gate.figure)
 
 
@@ -84,7 +84,7 @@ def _detected(path: Path) -> str:
     """The lowest rate, over the attacks, of marked images that are told at 1e-6."""
     if not path.is_file():
         return "-"
-    rates = [figure(row, "true_positive_rate")
+    rates = [with_interval(row, "true_positive_rate")
              for row in read_result(path)["values"].get("attacks", ())
              if row["attack"] != "mean"]  # fmt: skip
     return _shown(min(rates, key=lambda rate: rate["value"])) if rates else "-"
@@ -95,7 +95,7 @@ def _attacked(path: Path) -> str:
     if not path.is_file():
         return "-"
     rows = read_result(path)["values"]["trained"]["attacks"]
-    means = [figure(row, "bit_accuracy") for row in rows if row.get("attack") == "mean"]
+    means = [with_interval(row, "bit_accuracy") for row in rows if row.get("attack") == "mean"]
     return _shown(means[0]) if means else "-"
 
 

@@ -1,10 +1,7 @@
-"""A gate, and the verdict on a figure: passed or short, agreeing with a recorded one or not."""
+"""A gate, and the verdict on a figure: passed or short."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-AGREEMENT = 4.0  # standard errors of the difference between a recorded and a fresh figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +49,6 @@ def shown(measured: Mapping) -> str:
     if measured["low"] is not None and measured["low"] != measured["high"]:
         text += f" [{measured['low']:.3f}, {measured['high']:.3f}]"
     return text
-
-
-def agrees(fresh: Mapping, recorded: Mapping, *, tolerance: float = 0.0) -> bool:
-    """Whether two figures with 95 % intervals could be of one truth.
-
-    The difference is at most `AGREEMENT` standard errors, taken from both intervals; a difference
-    within the rounding of the printed figures, or a share `tolerance` of the recorded one, always
-    agrees.
-    """
-    values = [fresh["value"], recorded["value"]]
-    if None in values:
-        return values[0] is values[1]
-    errors = [(f["high"] - f["low"]) / 3.92 for f in (fresh, recorded) if f["low"] is not None]
-    allowed = AGREEMENT * math.hypot(*errors) + 5e-3 + tolerance * abs(values[1])
-    return abs(values[0] - values[1]) <= allowed
 
 
 def judge(gates: Sequence[Gate], figures: Mapping[str, Mapping]) -> bool:

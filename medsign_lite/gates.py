@@ -15,13 +15,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from medsign_lite.agreement import agrees
 from medsign_lite.gate_measurements import MEASUREMENTS as OF_WEIGHTS
-from medsign_lite.gate_measurements import Sample, figure
-from medsign_lite.gate_verdicts import Gate, agrees, judge, shown
+from medsign_lite.gate_measurements import Sample
+from medsign_lite.gate_verdicts import Gate, judge, shown
 from medsign_lite.kept_parts import kept, kept_path
 from medsign_lite.latent_diffusion import BUNDLED
 from medsign_lite.processor import tune_processor
 from medsign_lite.results import ROOT, read_result, write_json
+from medsign_lite.rows import with_interval
 from medsign_lite.scale_measurements import manifest, processes
 from medsign_lite.table1_gates import TABLE1_GATES, judge_table1
 
@@ -107,7 +109,8 @@ def judge_recorded(gates: Sequence[Gate], folder: Path, *, data: Path = REAL_DAT
         if path.is_file():
             trained = read_result(path)["values"]["trained"]
             row = trained["quality"] | trained["attacks"][0]
-            passed &= judge(own, {name: {gate.figure: figure(row, gate.figure) for gate in own}})
+            figures = {gate.figure: with_interval(row, gate.figure) for gate in own}
+            passed &= judge(own, {name: figures})
         elif data.is_dir():
             print(f"{name}: not recorded yet; python -m benchmarks.real_decoder records it")
             passed = False

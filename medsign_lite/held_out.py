@@ -177,7 +177,6 @@ def localisation_on_phantoms(
     priors: Mapping[str, Tensor],
     *,
     cas: Mapping | None = None,
-    scale: str | None = "literal",
     timesteps: Sequence[int] = TIMESTEPS,
     generator: torch.Generator,
     resamples: int = 1000,
@@ -196,9 +195,7 @@ def localisation_on_phantoms(
     maps, shuffled, prior, masks, findings, sides = [], [], [], [], [], []
 
     def full(map: Tensor) -> Tensor:
-        return scale_attention(
-            F.interpolate(map[None, None], size, mode="bilinear")[0, 0], preset=scale
-        )
+        return scale_attention(F.interpolate(map[None, None], size, mode="bilinear")[0, 0])
 
     for start in range(0, len(records), 16):
         some = records[start : start + 16]

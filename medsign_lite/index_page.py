@@ -31,6 +31,7 @@ def write_index(folder: str | Path) -> Path:
     """Write index.html into a run folder from its run.json, figures/ and results/."""
     folder = Path(folder)
     log = _read(folder / "run.json")
+    log["notebooks"] = {n: r for n, r in _part(log, "notebooks").items() if isinstance(r, dict)}
     figures = _figures(folder / "figures")
     results = {path.stem: _read(path) for path in sorted((folder / "results").glob("*.json"))}
     body = [
@@ -44,29 +45,35 @@ def write_index(folder: str | Path) -> Path:
     page = template.replace("<!-- body -->", "\n".join(part for part in body if part))
     path = folder / "index.html"
     with whole_file(path) as file:
-        file.write(page.encode())
+        file.write(page.encode(errors="xmlcharrefreplace"))  # half a character in a damaged file
     return path
 
 
 def _read(path: Path) -> dict:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # missing or damaged: the page is made of the rest
+    except (OSError, ValueError, RecursionError):  # missing or damaged: the rest makes the page
         return {}
     return document if isinstance(document, dict) else {}
 
 
+def _part(document: Mapping, name: str) -> dict:
+    """What a document holds under a name, if that is an object as it should be."""
+    part = document.get(name)
+    return part if isinstance(part, dict) else {}
+
+
 def _figures(folder: Path) -> dict[str, dict]:
-    return {path.stem: {"path": path, **_read(path.with_suffix(".json"))}
-            for path in sorted(folder.glob("*.png"))}  # fmt: skip
+    return {path.stem: {**_read(path.with_suffix(".json")), "path": path}
+            for path in sorted(folder.glob("*.png")) if path.is_file()}  # fmt: skip
 
 
 def _summary(log: Mapping) -> str:
-    records = log.get("notebooks", {}).values()
+    records = log["notebooks"].values()
     passed = sum(record.get("status") == "passed" for record in records)
-    seconds = sum(record.get("seconds", 0) for record in records)
-    parameters = log.get("parameters", {})
-    versions = log.get("versions", {})
+    times = [record.get("seconds") for record in records]
+    seconds = sum(time for time in times if isinstance(time, int | float))
+    parameters, versions = _part(log, "parameters"), _part(log, "versions")
     facts = {
         "Notebooks": f"{passed} of {len(records)} passed, {_duration(seconds)} in all",
         "Profile": parameters.get("profile", "unknown"),
@@ -81,8 +88,8 @@ def _summary(log: Mapping) -> str:
 
 def _status_table(log: Mapping) -> str:
     rows = []
-    for name, record in sorted(log.get("notebooks", {}).items()):
-        state = record.get("status", "unknown")
+    for name, record in sorted(log["notebooks"].items()):
+        state = str(record.get("status", "unknown"))
         mark = f'<span class="state {_STATES.get(state, "interrupted")}">{_text(state)}</span>'
         link = f'<a href="#{_text(name)}">{_text(name[:2])}</a>'
         rows.append(
@@ -115,7 +122,8 @@ def _figure(figure: Mapping) -> str:
 
 
 def _table1_section(document: Mapping) -> str:
-    rows = [row for row in document.get("values", {}).get("rows", []) if isinstance(row, dict)]
+    found = _part(document, "values").get("rows")
+    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
     parts = [
         '<h2 id="table1">Table 1: the paper’s figures beside ours</h2>',
         "<p>Quality against the original decoder’s image, and the share of the 48 bits that are "
@@ -135,10 +143,10 @@ def _table1_section(document: Mapping) -> str:
 
 
 def _notebook_sections(folder: Path, log: Mapping, figures: dict, results: dict) -> list[str]:
-    records = dict(sorted(log.get("notebooks", {}).items()))
+    records = dict(sorted(log["notebooks"].items()))
     owners = {name: str(figure.get("notebook", "")) for name, figure in figures.items()}
     makers = {
-        name: str(document.get("config", {}).get("notebook", name))
+        name: str(_part(document, "config").get("notebook", name))
         for name, document in results.items()
     }
     for name in [*owners.values(), *makers.values()]:  # made outside this runner, by hand
@@ -161,11 +169,8 @@ def _notebook_sections(folder: Path, log: Mapping, figures: dict, results: dict)
 
 def _result(document: Mapping) -> str:
     """Single figures as one table, every list of dicts as another."""
-    values = document.get("values", {})
-    if not isinstance(values, dict):
-        return ""
     tables, single = [], []
-    for name, value in values.items():
+    for name, value in _part(document, "values").items():
         label = _text(name.replace("_", " "))
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
             columns = list(value[0])

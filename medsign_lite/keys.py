@@ -109,8 +109,8 @@ def hamming_distance(first: str, second: str) -> int:
     return (int(first, 2) ^ int(second, 2)).bit_count()
 
 
-def minimum_distance(bits: int, *, false_positive_rate: float = 1e-6) -> int:
-    """Fewest bits in which two messages of a registry must differ.
+def minimum_distance(bits: int) -> int:
+    """Fewest bits in which two messages of a registry must differ, for detection at 1e-6.
 
     An image may have `bits - threshold` bits wrong and still be detected. With more than twice as
     many between two messages, an image detected as one cannot match the other as well. Further
@@ -121,9 +121,9 @@ def minimum_distance(bits: int, *, false_positive_rate: float = 1e-6) -> int:
         15 for 48 bits, where 41 must match.
 
     Raises:
-        ValueError: if so few bits cannot reach the rate at all; at 1e-6, fewer than 20.
+        ValueError: if so few bits cannot reach the rate at all, fewer than 20.
     """
-    return 2 * (bits - threshold(bits, false_positive_rate)) + 1
+    return 2 * (bits - threshold(bits, 1e-6)) + 1
 
 
 def read_registry(path: str | Path) -> Registry:

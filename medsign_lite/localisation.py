@@ -186,18 +186,17 @@ def encoded_map(
     *,
     timesteps: Sequence[int],
     generator: torch.Generator,
-    layers: Sequence[str] = ("down", "up"),
     select: str = "cas",
     cas: Mapping | None = None,
     scale: str | None = "literal",
-    quantile: float = 0.7,
     size: str = "image",
 ) -> PathologyMaps:
     """Map where the words of a report are in a given image, already encoded to latents.
 
-    As `pathology_map`, with `attention_on_latents` in place of sampling.
+    As `pathology_map` with all layers and the paper's quantile, and with `attention_on_latents` in
+    place of sampling.
     """
-    _check_options(select, cas, scale, quantile, size)
+    _check_options(select, cas, scale, size)
     positions = _positions(pipeline, prompts, words)
     tokens = sorted({token for image in positions for word in image for token in word}) or [0]
     attention = attention_on_latents(
@@ -207,11 +206,10 @@ def encoded_map(
         timesteps=timesteps,
         generator=generator,
         tokens=tokens,
-        layers=layers,
     )
     names = [f"image {index}" for index in range(len(latents))]
     return _combine(
-        pipeline, attention, latents, tokens, positions, names, select, cas, scale, quantile, size
+        pipeline, attention, latents, tokens, positions, names, select, cas, scale, size
     )
 
 
@@ -271,7 +269,7 @@ def _changed(options: Mapping, changes: Mapping) -> dict:
 
 
 def _check_options(
-    select: str, cas: Mapping | None, scale: str | None, quantile: float, size: str
+    select: str, cas: Mapping | None, scale: str | None, size: str, quantile: float = 0.7
 ) -> None:
     if select not in ("cas", "average"):
         raise ValueError(f'select: expected "cas" or "average", got {select!r}')
@@ -300,7 +298,7 @@ def _positions(pipeline, prompts, words) -> list[list[list[int]]]:
 
 
 def _combine(
-    pipeline, attention, latents, tokens, positions, names, select, cas, scale, quantile, size
+    pipeline, attention, latents, tokens, positions, names, select, cas, scale, size, quantile=0.7
 ) -> PathologyMaps:
     """Select per word, upsample, scale, join per image: (B, T, h, w) -> (B, H, W).
 

@@ -61,7 +61,6 @@ def estimate_sampling(
     guidance: float = 3.0,
     size: tuple[int, int] | None = None,
     decoded: int = 0,
-    decoder_dtype: torch.dtype = torch.float32,
 ) -> MemoryEstimate:
     """What sampling one batch needs.
 
@@ -72,8 +71,8 @@ def estimate_sampling(
         tokens: whose attention is recorded; 0 records none.
         guidance: above 1 the U-Net sees every image twice.
         size: (H, W) in pixels; by default the size the model was trained for.
-        decoded: images that are decoded at a time afterwards; 0 decodes none.
-        decoder_dtype: in which they are decoded; a copy of the decoder if it is another type.
+        decoded: images that are decoded at a time afterwards, in float32 (with a copy of the
+            decoder if it is of another type); 0 decodes none.
     """
     height, width = size or image_size(pipeline)
     factor = scale_factor(pipeline.vae)
@@ -94,12 +93,12 @@ def estimate_sampling(
     networks = [_bytes(pipeline.text_encoder), _bytes(pipeline.unet)]
     weights += max(networks) if getattr(pipeline, "_all_hooks", None) else sum(networks)
     if decoded:
-        vae = _without_content(pipeline.vae, decoder_dtype)
+        vae = _without_content(pipeline.vae, torch.float32)
         with _counting(vae) as live:
-            latents = torch.empty(decoded, *shape, device="meta", dtype=decoder_dtype)
+            latents = torch.empty(decoded, *shape, device="meta")
             LatentDecoder(vae)(latents)
         activations = max(activations, live.peak)
-        if decoder_dtype != pipeline.vae.dtype:
+        if pipeline.vae.dtype != torch.float32:
             weights += _bytes(LatentDecoder(vae))
     device = pipeline._execution_device
     parts = (pipeline.vae, pipeline.text_encoder, pipeline.unet)

@@ -4,9 +4,9 @@
     python -m medsign_lite.paper_drawings --data MANIFEST --out results \\
         --decoder "Stable Signature=variants/stable_signature_{modality}"
 
-Both modalities, from the first reports of the test split and the seeds of the recorded tables, so
-that nobody chose a pretty image: the first one whose named finding the independent segmenter sees.
-Its outline in the unmarked image stands for the true finding, which a generated image has not.
+Both modalities, from the reports and with the seeds of the recorded tables, so that nobody chose a
+pretty image: the first one whose named finding the independent segmenter sees. Its outline in the
+unmarked image stands for the true finding, which a generated image has not.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from medsign_lite.attention import record_attention
 from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import MODALITIES, Record, read_manifest
 from medsign_lite.files import whole_file
-from medsign_lite.held_out import readable
+from medsign_lite.held_out import TABLE_SEED, table_records
 from medsign_lite.images import quantise
 from medsign_lite.judge_networks import FindingSegmenter, load_segmenter
 from medsign_lite.latent_diffusion import BUNDLED, decode, load_decoder, load_pipeline, sample
@@ -33,7 +33,6 @@ from medsign_lite.paper_figures import (
     selection_figure,
 )
 from medsign_lite.results import record_result
-from medsign_lite.sample_cache import FIRST_SEED
 from medsign_lite.selection import SMALL_MAPS, scale_attention, select_token
 
 SEEN = (0.01, 0.3)  # share of the image that a finding covers in a figure
@@ -46,8 +45,8 @@ def first_seen(
     """The first record whose first finding is seen in the image that its report generates.
 
     Args:
-        records: of one modality, in order; record i is sampled with the i-th seed of the test
-            split.
+        records: from `table_records`, of one modality; record i is sampled with the i-th seed of
+            the tables.
         steps: of the sampler.
 
     Returns:
@@ -63,7 +62,7 @@ def first_seen(
         if len(positions) < 2:  # of a single token CAS has nothing to choose
             continue
         with record_attention(pipeline, conditional="second_half", tokens=positions) as attention:
-            seeds = [FIRST_SEED["test"] + number]
+            seeds = [TABLE_SEED + number]
             latents = sample(pipeline, [record.report], seeds=seeds, steps=steps, guidance=3.0)
         image = quantise(decode(pipeline.vae, latents)).cpu()
         with torch.no_grad():
@@ -132,15 +131,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=BUNDLED.parent)
     parser.add_argument("--decoder", action="append", default=[], metavar="NAME=FOLDER", help=(
         "another decoder to compare with, {modality} in its folder; more than once"))  # fmt: skip
+    parser.add_argument("--images", type=int, default=500, help="of each modality in the tables")
     parser.add_argument("--steps", type=int, default=25, help="of the sampler")
     options = parser.parse_args(arguments)
     others = named_folders(options.decoder)
     pipeline = load_pipeline(options.weights / "pipeline")
     segmenter = load_segmenter(options.weights / "segmenter")
-    records = readable(pipeline.tokenizer, read_manifest(options.data, check_files=False))
+    records = read_manifest(options.data, check_files=False)
     words, rows, used = [], [], {}
     for modality in MODALITIES:
-        own = [r for r in records if r.modality == modality and r.split == "test"]
+        own = table_records(pipeline.tokenizer, records, modality=modality, count=options.images)
         record, word, latents = first_seen(pipeline, segmenter, own, steps=options.steps)
         folders = {name: Path(text.format(modality=modality)) for name, text in others.items()}
         folders["MedSign"] = options.weights / f"decoder_{modality}"
@@ -150,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save(selection_figure(words, cas=SMALL_MAPS), options.out / "paper_fig2.png")
     save(residual_comparison_figure(rows), options.out / "paper_fig3.png")
     config = {"weights": weights_fingerprint(options.weights), "cas": SMALL_MAPS,
-              "steps": options.steps, "decoders": [*others, "MedSign"]}  # fmt: skip
+              "images": options.images, "steps": options.steps,
+              "decoders": [*others, "MedSign"]}  # fmt: skip
     record_result(options.out / "paper_figures.json", {"images": used, "note": NOTE}, config)
     print(f"drawn: paper_fig2.png and paper_fig3.png; {NOTE}")
 

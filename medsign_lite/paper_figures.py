@@ -8,12 +8,17 @@ independent segmenter sees in the unmarked one. The caller knows which, and its 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from medsign_lite.plotting import show_difference, show_image, show_map, show_token_maps
+from medsign_lite.plotting import (
+    show_difference,
+    show_image,
+    show_map,
+    show_outline,
+    show_token_maps,
+)
 from medsign_lite.selection import average_tokens, scale_attention, select_token
 
 
@@ -72,7 +77,8 @@ def selection_figure(
         best = _full_size(chosen.map, size)
         final = scale_attention(best, preset=preset)
         show_image(word.image, title=word.title, ax=axes[0])
-        _outline(axes[0], word.mask)
+        if word.mask is not None:
+            show_outline(word.mask, ax=axes[0])
         show_token_maps(
             word.attention,
             word.tokens,
@@ -130,14 +136,16 @@ def residual_comparison_figure(rows: Sequence[Comparison], *, gain: float = 10.0
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, row in zip(grid, rows, strict=True):
         show_image(row.original, title=row.title, ax=axes[0])
-        _outline(axes[0], row.mask)
+        if row.mask is not None:
+            show_outline(row.mask, ax=axes[0])
         show_map(row.original, row.map, mask=row.mask, title="localisation map", ax=axes[1])
         for column, (name, image) in enumerate(row.marked.items()):
             watermarked, difference = axes[2 + 2 * column : 4 + 2 * column]
             show_image(image, title=name, ax=watermarked)
             title = f"{name},\ndifference x {gain:g}"
             show_difference(image, row.original, gain=gain, title=title, ax=difference)
-            _outline(difference, row.mask)
+            if row.mask is not None:
+                show_outline(row.mask, ax=difference)
     return figure
 
 
@@ -145,10 +153,3 @@ def _full_size(map: Tensor, size: tuple[int, int]) -> Tensor:
     """A map (h, w) at the image's size."""
     large = F.interpolate(map[None, None].float(), size, mode="bilinear", align_corners=False)
     return large[0, 0]
-
-
-def _outline(ax: Axes, mask: Tensor | None) -> None:
-    """Draw the border of a mask (H, W), white with a black core; none if empty, full or None."""
-    if mask is not None and 0 < mask.double().mean() < 1:
-        for colour, width in (("white", 2.5), ("black", 1.0)):
-            ax.contour(mask.cpu().double(), levels=[0.5], colors=colour, linewidths=width)

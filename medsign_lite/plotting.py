@@ -15,7 +15,7 @@ from torch import Tensor
 COLOUR_MAP = "viridis"
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
 _GREYS = ("0.25", "0.75", "0.5", "0.9", "0.4", "0.65")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", ":", "-.")
 
 Array = Tensor | np.ndarray | Sequence
@@ -24,6 +24,14 @@ Array = Tensor | np.ndarray | Sequence
 def new_axes(*, figsize: tuple[float, float] = (4.0, 3.0)) -> Axes:
     """Axes of a figure that pyplot does not know of; display `axes.figure` to see it."""
     return Figure(figsize=figsize, layout="constrained").subplots()
+
+
+def line_style(number: int) -> dict[str, str]:
+    """Dash and marker of the line of this number, as keywords of `Axes.plot`.
+
+    The next lines differ in both, and 28 of them in one or the other, whatever their colours.
+    """
+    return {"linestyle": _LINES[number % 4], "marker": _MARKERS[number % 7]}
 
 
 def _array(values: Array) -> np.ndarray:
@@ -96,13 +104,23 @@ def show_map(
         outline = _plane(mask, "mask")
         if outline.shape != (height, width):
             raise ValueError(f"expected mask {(height, width)} like the image, got {outline.shape}")
-        if 0 < outline.mean() < 1:  # neither empty nor full: there is a border to draw
-            for colour, line_width in (("white", 2.5), ("black", 1.0)):
-                ax.contour(outline, levels=[0.5], colors=colour, linewidths=line_width)
+        show_outline(outline, ax=ax)
     if colour_bar:
         ax.figure.colorbar(overlay, ax=ax, fraction=0.046)
     ax.set_title(title)
     ax.set_axis_off()
+    return ax
+
+
+def show_outline(mask: Array, *, ax: Axes) -> Axes:
+    """Draw the border of a mask (H, W), white with a black core; of an empty or full one nothing.
+
+    Two strokes, so that it is seen on bright and on dark images.
+    """
+    plane = _plane(mask, "mask")
+    if 0 < plane.mean() < 1:  # matplotlib warns where there is no border to draw
+        for colour, line_width in (("white", 2.5), ("black", 1.0)):
+            ax.contour(plane, levels=[0.5], colors=colour, linewidths=line_width)
     return ax
 
 
@@ -208,34 +226,6 @@ def plot_attack_accuracy(rows: Sequence[Mapping], *, ax: Axes | None = None) -> 
     return ax
 
 
-def plot_quality_curves(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
-    """Bit accuracy over PSNR, one line per method, with intervals: the further right, the better.
-
-    Args:
-        rows: each with "method", "psnr" in dB and "bit_accuracy", and optionally
-            "bit_accuracy_low" and "bit_accuracy_high".
-    """
-    if not rows:
-        raise ValueError("expected at least one row with 'method' and 'psnr', got none")
-    ax = ax or new_axes(figsize=(8.0, 4.2))
-    for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
-        own = sorted((row for row in rows if row["method"] == method), key=lambda r: r["psnr"])
-        heights = np.array([row["bit_accuracy"] for row in own], dtype=float)
-        ends = [[row.get(f"bit_accuracy_{end}", row["bit_accuracy"]) for row in own]
-                for end in ("low", "high")]  # fmt: skip
-        ax.errorbar(
-            [row["psnr"] for row in own], heights, capsize=2, markersize=5, label=method,
-            yerr=np.clip([heights - ends[0], ends[1] - heights], 0, None),
-            color=("black", "0.45")[number % 2], linestyle=_LINES[number % 4],
-            marker=_MARKERS[number % len(_MARKERS)],
-        )  # fmt: skip
-    ax.axhline(0.5, color="black", linestyle=":", linewidth=1)
-    ax.text(1.01, 0.5, "chance", transform=ax.get_yaxis_transform(), va="center", size=8)
-    ax.set(xlabel="PSNR (dB), the same for every image", ylabel="bit accuracy", ylim=(0.4, 1.02))
-    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
-    return ax
-
-
 def plot_training(
     log: Sequence[Mapping],
     *,
@@ -263,8 +253,8 @@ def plot_training(
     for number, name in enumerate(names):
         points = [(row[x], row[name]) for row in log if row.get(name) is not None and x in row]
         ax.plot(
-            *zip(*points, strict=True), label=name, linestyle=_LINES[number % 4],
-            marker=_MARKERS[number % 6], markevery=max(1, len(points) // 8), markersize=4,
+            *zip(*points, strict=True), label=name, **line_style(number),
+            markevery=max(1, len(points) // 8), markersize=4,
         )  # fmt: skip
     ax.set_xlabel(x)
     if logarithmic:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, get_type_hints
 
+PATHS = ("pipeline", "data", "autoencoder", "judge")  # parameters; the last may be a name as well
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -100,13 +100,37 @@ def write_synthetic_png(image: Tensor, path: str | Path, provenance: Provenance)
 
 
 def read_provenance(path: str | Path) -> dict | None:
-    """What `write_synthetic_png` wrote into a PNG about itself; None if there is nothing.
+    """What `write_synthetic_png` wrote into a PNG about itself; None if there is no such thing.
 
     It is what the file claims, no more: anyone can write it.
+
+    Raises:
+        OSError: if the file cannot be read.
     """
-    with Image.open(path) as file:
-        text = getattr(file, "text", {}).get(CHUNK)
-    return None if text is None else json.loads(text)
+    try:
+        with Image.open(path) as file:
+            document = json.loads(file.info.get(CHUNK, "null"))
+    except (UnidentifiedImageError, Image.DecompressionBombError):  # DICOM; more than Pillow takes
+        return None
+    except (ValueError, TypeError, RecursionError):  # somebody else's text of that name
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def file_claim(path: str | Path) -> str:
+    """What an image's file says of itself, in words that are safe to print; empty if nothing.
+
+    Only that it is synthetic and with which key: a prompt may be in it that is not to be shown.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    document = read_provenance(path)
+    if document is None:
+        return ""
+    key = document.get("key")
+    sound = isinstance(key, str) and 0 < len(key) <= 64 and key.isprintable()
+    return f"synthetic, key {key}" if sound else "synthetic"
 
 
 def refuse_to_overwrite(path: Path) -> None:

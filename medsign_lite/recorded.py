@@ -97,8 +97,8 @@ STEPS = {step.name: step for step in (
     *(_of_modality("table2", "table2", m, parts=table2.weights_of(m), needs=(
         f"build/variants_{m}/medsign/seed-0/decoder", "medsign_lite/weights/classifier_mixer",
     ), more=f" --variants build/variants_{m}") for m in MODALITIES),
-    Step(command="medsign_lite.paper_drawings --data MANIFEST --out RESULTS",
-         output="paper_figures.json"),
+    Step(command=f"medsign_lite.paper_drawings --data MANIFEST --images {IMAGES} --out RESULTS",
+         output="paper_figures.json", settings={"images": IMAGES}),
     Step(command="benchmarks.attention --output RESULTS/attention_benchmark.json",
          output="attention_benchmark.json", parts=()),
     Step(command="benchmarks.optimisers --cache build/weights/cache_chest "

@@ -5,7 +5,7 @@ and for shares of yes and no the exact binomial one (Clopper-Pearson), which doe
 every image is a yes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from scipy.stats import beta
@@ -47,6 +47,15 @@ def share_row(name: str, hits: Tensor, *, images: int | None = None) -> dict:
     low = beta.ppf(0.025, share * trials, (1 - share) * trials + 1) if share > 0 else 0.0
     high = beta.ppf(0.975, share * trials + 1, (1 - share) * trials) if share < 1 else 1.0
     return {name: share, f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def with_interval(row: Mapping, name: str) -> dict:
+    """{"value", "low", "high"} of a row's figure, as results are recorded.
+
+    Without an interval, both ends are the value itself.
+    """
+    ends = {end: row.get(f"{name}_{end}", row[name]) for end in ("low", "high")}
+    return {"value": row[name], **ends}
 
 
 def table(rows: Sequence[dict] | dict, columns: Sequence[str] | None = None, *, decimals: int = 3):

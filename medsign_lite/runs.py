@@ -20,31 +20,9 @@ import torch
 
 from medsign_lite.files import whole_file
 from medsign_lite.processor import tune_processor
-from medsign_lite.profiles import (
-    PROFILES,
-    Profile,
-    class_profile,
-    coerce,
-    full,
-    paper,
-    profile,
-    smoke,
-)
-from medsign_lite.results import (
-    ROOT,
-    check_space,
-    hardware,
-    read_result,
-    record_result,
-    versions,
-    write_json,
-)
-
-__all__ = [
-    "COMMON_PARAMETERS", "PROFILES", "ROOT", "Profile", "Run", "check_space", "class_profile",
-    "default_folder", "full", "hardware", "open_run", "paper", "profile", "read_result",
-    "record_result", "seed_everything", "smoke", "versions",
-]  # fmt: skip
+from medsign_lite.profiles import Profile, coerce
+from medsign_lite.profiles import profile as preset  # `open_run` has a parameter of that name
+from medsign_lite.results import ROOT, check_space, record_result, write_json
 
 COMMON_PARAMETERS = ("profile", "seed", "run_folder", "pipeline", "data")
 BUNDLED_PIPELINE = Path(__file__).resolve().parent / "weights" / "pipeline"
@@ -212,7 +190,7 @@ def open_run(
         raise ValueError(
             f"unknown parameter {', '.join(unknown)}: {notebook} accepts {', '.join(accepted)}"
         )
-    sizes = _preset(profile, **overrides)
+    sizes = preset(profile, **overrides)
     if sizes.own_pipeline and not (str(pipeline) and str(data)):
         raise ValueError(
             f"profile {sizes.name!r} needs your own checkpoint and data: give pipeline (a "
@@ -237,9 +215,6 @@ def open_run(
     seed_everything(seed)
     tune_processor()
     return run
-
-
-_preset = profile  # `open_run` has a parameter of that name
 
 
 def _existing(name: str, path: str | Path) -> Path | None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from medsign_lite.data import COLUMNS
-from medsign_lite.gate_measurements import Sample, figure
+from medsign_lite.gate_measurements import Sample
 from medsign_lite.latent_diffusion import copy_decoder
+from medsign_lite.rows import with_interval
 from medsign_lite.training_state import load_training_state
 
 ROWS = 100_000
@@ -52,7 +53,7 @@ def manifest(sample: Sample) -> dict:
         )
     rows, peak, growth = map(float, run.stdout.split())
     values = {"rows": rows, "peak": peak, "growth": growth}
-    return {name: figure(values, name) for name in values}
+    return {name: with_interval(values, name) for name in values}
 
 
 def processes(sample: Sample) -> dict:
@@ -93,4 +94,4 @@ def processes(sample: Sample) -> dict:
     )
     moved = float((one - first).square().mean().sqrt())
     values = {"difference": float((one - two).square().mean().sqrt()) / moved, "moved": moved}
-    return {name: figure(values, name) for name in values}
+    return {name: with_interval(values, name) for name in values}

@@ -4,13 +4,12 @@ A record's values are "rows", "curves", "conventions", "chroma" and "gains", lis
 `table1_measurements` and `matched_quality` describe.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from medsign_lite.agreement import allowed_difference
 from medsign_lite.attacks import PAPER_ATTACKS
-from medsign_lite.gate_measurements import figure
 from medsign_lite.results import read_result
+from medsign_lite.rows import with_interval
 from medsign_lite.table1_weights import OWN, ROWS
 
 # What a table shows of a row, in order; each has its interval.
@@ -18,7 +17,6 @@ COLUMNS = (
     "psnr", "ssim", *PAPER_ATTACKS, "mean", "true_positive_rate", "log10_p",
     "unmarked_bit_accuracy", "seconds",
 )  # fmt: skip
-ROUNDING = 0.02  # of a figure that agrees in any case: one bit of 48, or a hundredth of a dB
 _SHARED = ("modality", "weights", "images", "seed", "latents", "autoencoder", "false_positive_rate",
            "empirical_rate", "resamples", "attacks", "ladder")  # fmt: skip
 
@@ -76,29 +74,17 @@ def flat_row(row: Mapping) -> dict:
     """
     flat = {name: row[name] for name in ("row", "method", "bits", "images")}
     for name in ("psnr", "ssim", "seconds"):
-        flat |= _with_interval(row, name, name)
+        flat |= _columns(row, name, name)
     for attacked in row["attacks"]:
-        flat |= _with_interval(attacked, "bit_accuracy", attacked["attack"])
+        flat |= _columns(attacked, "bit_accuracy", attacked["attack"])
         if attacked["attack"] == "mean":
             for name in ("true_positive_rate", "log10_p", "unmarked_bit_accuracy"):
-                flat |= _with_interval(attacked, name, name)
+                flat |= _columns(attacked, name, name)
     return flat | {"fitted_rate": max(part["fitted_rate"] for part in row["unmarked"])}
 
 
-def _with_interval(row: Mapping, name: str, new: str) -> dict:
+def _columns(row: Mapping, name: str, new: str) -> dict:
     return {f"{new}{end}": row[f"{name}{end}"] for end in ("", "_low", "_high")}
-
-
-def matched_rows(curves: Sequence[Mapping], psnr: float) -> list[dict]:
-    """The second table: every method's point on the rung of a PSNR in dB.
-
-    Raises:
-        ValueError: if there is no such rung.
-    """
-    rungs = sorted({row["rung"] for row in curves})
-    if psnr not in rungs:
-        raise ValueError(f"expected a rung among {', '.join(map(str, rungs))} dB, got {psnr}")
-    return [dict(row) for row in curves if row["rung"] == psnr]
 
 
 def nearest_rung(values: Mapping) -> float:
@@ -146,24 +132,11 @@ def gate_figures(values: Mapping) -> dict[str, dict]:
     figures = {"missing": {"value": count, "low": count, "high": count}}
     for row in values.get("rows", ()):
         if row["row"] == OWN:
-            figures |= {name: figure(row, name) for name in ("psnr", "ssim")}
+            figures |= {name: with_interval(row, name) for name in ("psnr", "ssim")}
             for attacked in row["attacks"]:
                 name = attacked["attack"]
-                figures[name] = figure(attacked, "bit_accuracy")
-                figures[f"detected_{name}"] = figure(attacked, "true_positive_rate")
+                figures[name] = with_interval(attacked, "bit_accuracy")
+                figures[f"detected_{name}"] = with_interval(attacked, "true_positive_rate")
     if best := smallest_gain(values):
-        figures["gain"] = figure(best, "gain")
+        figures["gain"] = with_interval(best, "gain")
     return figures
-
-
-def disagreements(fresh: Mapping, recorded: Mapping) -> list[str]:
-    """Columns in which a row of a few images and a recorded one of many cannot both be true.
-
-    Seconds are left out: another machine, other seconds.
-    """
-    here, there = flat_row(fresh), flat_row(recorded)
-    return [
-        name for name in COLUMNS
-        if name != "seconds" and abs(here[name] - there[name])
-        > allowed_difference(there, here, name, rounding=ROUNDING)
-    ]  # fmt: skip

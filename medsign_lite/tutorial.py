@@ -27,9 +27,9 @@ from medsign_lite.notebook_execution import (
     execute,
     find_notebooks,
 )
-from medsign_lite.profiles import PATHS
+from medsign_lite.profiles import PATHS, PROFILES
 from medsign_lite.results import ROOT, hardware, versions, write_json
-from medsign_lite.runs import PROFILES, default_folder
+from medsign_lite.runs import default_folder
 
 _OWN_FILES = ("notebooks/", "run.json", "index.html")
 _LARGE = 64 * 2**20  # bytes; larger files are told apart by size and time, not by content

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from medsign_lite.agreement import agreement_rows, allowed_difference
+from medsign_lite.agreement import agreement_rows, agrees, allowed_difference
 from medsign_lite.rows import mean_row
 
 BY = ("attack", "strength")
@@ -13,6 +13,35 @@ def row(attack, value, images, *, error=0.0, strength=1.0):
     """A row whose interval is that of a standard error."""
     ends = {"accuracy_low": value - 1.96 * error, "accuracy_high": value + 1.96 * error}
     return {"attack": attack, "strength": strength, "images": images, "accuracy": value} | ends
+
+
+def interval(value, low=None, high=None):
+    return {"value": value, "low": value if low is None else low,
+            "high": value if high is None else high}  # fmt: skip
+
+
+def test_agrees_within_four_standard_errors_of_the_difference():
+    # Intervals of 3.92 have a standard error of 1 each; of the difference it is 1.414.
+    recorded = interval(0.0, -1.96, 1.96)
+    assert agrees(interval(5.6, 3.64, 7.56), recorded)
+    assert not agrees(interval(5.7, 3.74, 7.66), recorded)
+
+
+def test_agrees_without_intervals_needs_the_same_figure():
+    assert agrees(interval(12.0), interval(12.004))
+    assert not agrees(interval(12.0), interval(12.1))
+    assert agrees(interval(12.0), interval(12.5), tolerance=0.05)
+    assert not agrees(interval(12.0), interval(12.7), tolerance=0.05)
+    nothing = {"value": None, "low": None, "high": None}
+    assert agrees(nothing, nothing) and not agrees(nothing, interval(1.0))
+
+
+def test_agrees_is_the_rule_of_rows_where_figures_say_of_how_many_images_they_are():
+    # 100 images have a standard error of 0.01, so 25 have 0.02: 4 times root 5 of 0.01 is 0.0894.
+    many = interval(0.9, 0.9 - 0.0196, 0.9 + 0.0196) | {"images": 100}
+    assert agrees(interval(0.81) | {"images": 25}, many)
+    assert not agrees(interval(0.80) | {"images": 25}, many)
+    assert not agrees(interval(0.81), many)  # an interval of no width, taken at its word
 
 
 def test_allowed_difference_worked_by_hand():

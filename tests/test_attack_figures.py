@@ -13,6 +13,7 @@ from medsign_lite.attack_figures import (
     strength_figure,
 )
 from medsign_lite.attack_scores import Detector
+from medsign_lite.forgery import forgery_rows
 from medsign_lite.messages import message_from_string
 from medsign_lite.widgets import figure_bytes
 
@@ -52,6 +53,16 @@ def test_strength_figure_draws_what_is_read_above_what_it_costs():
     figure_bytes(figure)
 
 
+def test_strength_figure_can_be_read_on_a_page():
+    figure = strength_figure([row(name, 1.0, 0.9) for name in CURVES])
+    width, _ = figure.get_size_inches()
+    assert width <= 9  # a page of 870 pixels leaves 97 of them to an inch
+    texts = [text for ax in figure.axes for text in ax.texts]
+    assert min(t.get_fontsize() for t in (*texts, *figure.legends[0].get_texts())) >= 9
+    ruled = [ax for ax in figure.axes if ax.axison and ax.get_subplotspec().is_first_col()]
+    assert [ax.get_ylabel() for ax in ruled] == ["read", "cost"] * 3  # every line of panels
+
+
 def test_strength_figure_leaves_no_empty_panel_visible():
     rows = [row(name, 1.0, 0.9) for name in CURVES][:7]
     axes = strength_figure(rows, columns=5).axes
@@ -80,15 +91,41 @@ def test_cost_figure_has_a_line_per_attack_and_leaves_out_what_costs_nothing():
     figure_bytes(figure)
 
 
-def test_cost_figure_tells_eighteen_lines_apart():
+def test_cost_figure_draws_what_forgery_measures_and_leaves_out_the_forgeries():
+    images = torch.stack([grid_image(MESSAGE)] * 2)
+    rows = forgery_rows(
+        images, images, torch.full_like(images, 0.5), detector_of(MESSAGE),
+        estimates={"flat": lambda part: torch.full_like(part, 0.5)}, counts=(1,),
+        decibels=(20.0, 45.0), generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert {each["attack"] for each in rows} == {"forge", "remove"}
+    removed = sorted((each["psnr"], each["called_marked"]) for each in rows
+                     if each["attack"] == "remove")  # fmt: skip
+    figure = cost_figure([*CURVE, *rows])
+    lines = cost_lines(figure)
+    assert [*lines] == ["jpeg", "remove, flat"]
+    assert sorted(lines["remove, flat"][1]) == removed
+    figure_bytes(figure)
+
+
+def test_cost_figure_tells_many_lines_apart_without_colour():
     rows = [row(f"attack {i}", 1.0, 0.9) for i in range(18)]
-    labels = cost_figure(rows).axes[0].lines[2::3]
-    assert len({(line.get_linestyle(), line.get_marker()) for line in labels}) == 18
+    lines = cost_figure(rows).axes[0].lines
+    styles = [(line.get_linestyle(), line.get_marker()) for line in lines[2::3]]
+    assert len(set(styles)) == 18
+    for step, dots, (dash, marker) in zip(lines[::3], lines[1::3], styles, strict=True):
+        assert (step.get_linestyle(), dots.get_marker()) == (dash, marker)
+    steps = [line.get_linestyle() for line in lines[::3]]
+    assert all(dash != following for dash, following in zip(steps, steps[1:], strict=False))
+
+
+def detector_of(message):
+    return Detector(extractor=GridExtractor(), message=message_from_string(message))
 
 
 @pytest.fixture
 def detector():
-    return Detector(extractor=GridExtractor(), message=message_from_string(MESSAGE))
+    return detector_of(MESSAGE)
 
 
 @pytest.mark.parametrize("attack", ["jpeg", "rotation", "resize", "screenshot"])

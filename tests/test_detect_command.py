@@ -11,6 +11,7 @@ from medsign_lite.detection_table import Row
 from medsign_lite.images import save_image
 from medsign_lite.keys import Key, Registry, write_registry
 from medsign_lite.messages import message_to_string, random_messages
+from medsign_lite.provenance import Model, Provenance, write_synthetic_png
 from tests.dicom_files import write_dicom
 
 OURS, THEIRS = (
@@ -63,6 +64,22 @@ def test_detect_reads_dicom_and_jpeg(study, keys, tmp_path, capsys):
     assert run(study / "d.dcm", study / "e.dcm", study / "f.jpg", "--keys", keys) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines[1:]] == ["ours"] * 3
+
+
+def test_detect_shows_what_a_file_says_of_itself_beside_the_decision(study, keys, tmp_path, capsys):
+    model = Model(name="m", weights={})
+    about = Provenance(
+        model=model, decoder=model, key="theirs", seed=1, steps=2, guidance=3.0, size=(48, 64)
+    )
+    write_synthetic_png(grid_image(OURS), study / "d.png", about)
+    assert run(study / "a.png", study / "d.png", "--keys", keys) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].endswith("marked      ours")  # the mark says so, whatever the file says
+    assert lines[3:] == ["    its file says: synthetic, key theirs"]
+    run(study / "a.png", study / "d.png", "--keys", keys, "--csv", tmp_path / "found.csv")
+    with (tmp_path / "found.csv").open(newline="") as file:
+        claims = [row["claim"] for row in csv.DictReader(file)]
+    assert claims == ["", "synthetic, key theirs"]
 
 
 def test_detect_writes_csv(study, keys, tmp_path, capsys):

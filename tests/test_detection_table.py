@@ -41,6 +41,15 @@ def test_print_rows_by_hand():
     ]
 
 
+def test_print_rows_puts_the_claim_below_its_row():
+    file = io.StringIO()
+    list(print_rows([row_of("a.png", NOT, claim="synthetic, key ours")], ["a.png"], file=file))
+    assert file.getvalue().splitlines()[1:] == [
+        "a.png  25 of 48     0.89  not marked",
+        "    its file says: synthetic, key ours",
+    ]
+
+
 def test_print_rows_leaves_the_keys_out():
     assert printed(keys=False)[:2] == [
         "image         matching  p-value  decision",
@@ -61,7 +70,7 @@ def test_write_rows_is_read_back(tmp_path):
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["image", "decision", "key", "matching", "bits", "p_value", "threshold",
-                             "reason"]  # fmt: skip
+                             "reason", "claim"]  # fmt: skip
     assert rows[0]["p_value"] == "3.5e-13" and rows[1]["key"] == "ours or theirs"
     assert rows[3]["matching"] == "" and rows[3]["reason"] == "is empty (0 bytes)"
     assert rows[4]["image"] == 'x",\n.png' and rows[4]["reason"] == "a, b"

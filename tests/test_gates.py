@@ -11,12 +11,11 @@ from medsign_lite.gate_measurements import (
     SETTINGS,
     WEIGHTS,
     Sample,
-    figure,
     fixed_places,
     mean_of_rows,
     weights_of,
 )
-from medsign_lite.gate_verdicts import Gate, agrees, judge, line
+from medsign_lite.gate_verdicts import Gate, judge, line
 from medsign_lite.gates import (
     GATES,
     MEASUREMENTS,
@@ -80,27 +79,6 @@ def test_every_gate_has_its_measurement_and_the_issues_numbers():
         assert required["watermark_" + modality, "none"] == 0.99
         assert required["watermark_" + modality, "psnr_gap"] == 3
     assert required["localisation", "cnr"] == 1.1
-
-
-def test_agrees_within_four_standard_errors_of_the_difference():
-    # Intervals of 3.92 have a standard error of 1 each; of the difference it is 1.414.
-    recorded = interval(0.0, -1.96, 1.96)
-    assert agrees(interval(5.6, 3.64, 7.56), recorded)
-    assert not agrees(interval(5.7, 3.74, 7.66), recorded)
-
-
-def test_agrees_without_intervals_needs_the_same_figure():
-    assert agrees(interval(12.0), interval(12.004))
-    assert not agrees(interval(12.0), interval(12.1))
-    assert agrees(interval(12.0), interval(12.5), tolerance=0.05)
-    assert not agrees(interval(12.0), interval(12.7), tolerance=0.05)
-    nothing = {"value": None, "low": None, "high": None}
-    assert agrees(nothing, nothing) and not agrees(nothing, interval(1.0))
-
-
-def test_figure_takes_a_rows_interval_or_the_value_alone():
-    assert figure({"x": 2.0, "x_low": 1.0, "x_high": 3.0}, "x") == interval(2.0, 1.0, 3.0)
-    assert figure({"x": 2.0}, "x") == interval(2.0)
 
 
 def test_mean_of_rows_adds_independent_errors_in_squares():

@@ -128,6 +128,40 @@ def test_index_survives_damaged_parts(folder):
     assert len(shown.images) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("run.json", "[]"),
+        ("run.json", '{"notebooks": []}'),
+        ("run.json", '{"notebooks": {"01_a": 3}}'),
+        ("run.json", '{"notebooks": {"01_a": {"status": ["passed"], "seconds": "long"}}}'),
+        ("run.json", '{"notebooks": {"01_a": {"seconds": null, "title": {}, "error": [1]}}}'),
+        ("run.json", '{"parameters": [1], "versions": "new", "hardware": {}}'),
+        ("run.json", '{"hardware": "\\ud800"}'),
+        ("run.json", "[" * 100_000),
+        ("results/table1.json", '{"values": [1]}'),
+        ("results/table1.json", '{"values": {"rows": 5}}'),
+        ("results/table1.json", '{"values": {"rows": [1, {"modality": [], "psnr": []}]}}'),
+        ("results/table1.json", '{"values": {"rows": [{"modality": "chest", "psnr": "x"}]}}'),
+        ("results/06_evaluation.json", '{"values": {}, "config": []}'),
+        ("results/06_evaluation.json", '{"values": {"a": [{"b": 1}, {}], "c": {"value": [2]}}}'),
+        ("results/06_evaluation.json", '{"config": {"notebook": ["06_evaluation"]}}'),
+        ("figures/robustness.json", '{"path": "nowhere.png", "notebook": {}, "alt": [1]}'),
+        ("figures/robustness.json", "3"),
+    ],
+)
+def test_index_survives_values_of_another_shape(folder, name, text):
+    (folder / name).write_text(text)
+    shown = page(folder)
+    assert len(shown.images) == 2 and "Table 1" in shown.text
+
+
+def test_index_passes_over_a_folder_that_is_named_like_a_figure(folder):
+    (folder / "figures" / "odd.png").mkdir()
+    (folder / "results" / "odd.json").mkdir()
+    assert len(page(folder).images) == 2
+
+
 def test_published_averages_agree_with_their_columns():
     attacks = ("none", "brightness", "crop", "jpeg", "rotation", "resize")
     odd = []

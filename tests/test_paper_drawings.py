@@ -3,9 +3,10 @@ import torch
 from PIL import Image
 from tiny_pipeline import tiny_pipeline
 
-from medsign_lite import paper_drawings
+from medsign_lite import held_out, paper_drawings
 from medsign_lite.data import Record, write_manifest
-from medsign_lite.latent_diffusion import copy_decoder, save_decoder
+from medsign_lite.held_out import TABLE_SEED
+from medsign_lite.latent_diffusion import copy_decoder, sample, save_decoder
 from medsign_lite.results import read_result
 
 
@@ -42,6 +43,9 @@ def test_first_seen_takes_the_first_record_whose_finding_is_seen(pipeline):
     assert segmenter.asked == [["effusion"]] * 2
     assert word.tokens == ["ef", "fusion"] and len(word.attention) == 2
     assert word.mask.float().mean() == 0.25 and latents.shape[0] == 1
+    # The latents of this record in the tables, which `table_latents` samples.
+    expected = sample(pipeline, ["effusion"], seeds=[TABLE_SEED + 3], steps=2, guidance=3.0)
+    assert torch.allclose(latents, expected, atol=1e-5)
 
 
 def test_first_seen_refuses_where_nothing_is_seen(pipeline):
@@ -51,14 +55,16 @@ def test_first_seen_refuses_where_nothing_is_seen(pipeline):
 
 def test_main_draws_both_figures_and_records_what_they_are_of(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(paper_drawings, "load_segmenter", lambda folder: Segmenter(0.25, 0.25))
+    monkeypatch.setattr(held_out, "RECORDED", 1)  # the gates' own, which the tables leave out
     weights, variants = tmp_path / "weights", tmp_path / "variants"
     pipeline.save_pretrained(weights / "pipeline")
     records = []
-    for number, modality in enumerate(("chest", "fundus")):
-        Image.new("L", (8, 8)).save(tmp_path / f"{number}.png")
-        found = record(number, "effusion", modality)
-        fields = vars(found) | {"image": tmp_path / f"{number}.png"}
-        records.append(Record(**fields))
+    for modality in ("chest", "fundus"):
+        for number, report in enumerate(("an effusion", "effusion")):
+            Image.new("L", (8, 8)).save(tmp_path / f"{number}.png")
+            found = record(number, report, modality)
+            fields = vars(found) | {"image": tmp_path / f"{number}.png"}
+            records.append(Record(**fields))
         for folder in (weights / f"decoder_{modality}", variants / f"plain_{modality}"):
             save_decoder(folder, copy_decoder(pipeline.vae), {"message": "01"})
     write_manifest(tmp_path / "manifest.csv", records)
@@ -66,13 +72,16 @@ def test_main_draws_both_figures_and_records_what_they_are_of(pipeline, tmp_path
     paper_drawings.main([
         "--data", str(tmp_path / "manifest.csv"), "--out", str(out), "--weights", str(weights),
         "--decoder", f"Plain={variants}/plain_{{modality}}", "--steps", "2",
+        "--images", "1",
     ])  # fmt: skip
     for number in (2, 3):
         with Image.open(out / f"paper_fig{number}.png") as picture:
             assert picture.size[0] > 400
     document = read_result(out / "paper_figures.json")
     assert document["config"]["decoders"] == ["Plain", "MedSign"]
-    assert document["values"]["images"]["fundus"]["id"] == "fundus-1"
+    assert document["config"]["images"] == 1
+    used = document["values"]["images"]
+    assert [used[modality]["id"] for modality in used] == ["chest-1", "fundus-1"]
     assert str(tmp_path) not in str(document)
 
 

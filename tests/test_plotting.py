@@ -36,7 +36,6 @@ def test_every_function_leaves_no_pyplot_figure_behind(image):
         plotting.show_token_maps(torch.rand(2, 3, 4), ["a", "b"]),
         plotting.show_difference(image, image),
         plotting.plot_attack_accuracy([{"attack": "none", "bit_accuracy": 1.0}]),
-        plotting.plot_quality_curves([{"method": "a", "psnr": 40.0, "bit_accuracy": 0.9}]),
         plotting.plot_training([{"step": 1, "loss": 2.0}]),
         plotting.plot_bits([0, 1], [0, 1]),
         plotting.plot_logit_histogram(torch.randn(4, 3)),
@@ -87,6 +86,35 @@ def test_show_map_contour_runs_around_the_mask(image):
 def test_show_map_draws_no_contour_of_an_empty_mask(image):
     ax = plotting.show_map(image, torch.zeros(2, 2), mask=torch.zeros(6, 8, dtype=torch.bool))
     assert len(ax.collections) == 0
+
+
+def test_show_outline_has_two_strokes_that_are_seen_on_any_image():
+    ax = plotting.show_image(torch.zeros(3, 4, 6))
+    mask = torch.zeros(1, 4, 6)
+    mask[..., 1:3, 2:5] = 1
+    assert plotting.show_outline(mask, ax=ax) is ax
+    white, black = ax.collections
+    for stroke, colour in ((white, "white"), (black, "black")):
+        np.testing.assert_allclose(stroke.get_edgecolor(), [to_rgba(colour)])
+        points = np.concatenate([path.vertices for path in stroke.get_paths()])
+        assert (points.min(axis=0) == [1.5, 0.5]).all() and (points.max(axis=0) == [4.5, 2.5]).all()
+    assert white.get_linewidth() > black.get_linewidth()
+    with pytest.raises(ValueError, match=r"expected mask \(H, W\), got \(2, 4, 6\)"):
+        plotting.show_outline(torch.zeros(2, 4, 6), ax=ax)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0.0, 1.0], ids=["empty", "full"])
+def test_show_outline_draws_no_border_where_there_is_none(value):
+    ax = plotting.show_outline(torch.full((4, 6), value), ax=plotting.new_axes())
+    assert len(ax.collections) == 0
+
+
+def test_line_style_tells_neighbours_apart_twice_and_many_once():
+    styles = [tuple(plotting.line_style(number).values()) for number in range(28)]
+    assert len(set(styles)) == 28
+    for earlier, later in zip(styles, styles[1:], strict=False):
+        assert earlier[0] != later[0] and earlier[1] != later[1]
 
 
 def test_show_map_refuses_a_mask_of_another_size(image):
@@ -147,24 +175,6 @@ def test_plot_attack_accuracy_bars_and_intervals():
     assert ours[0].get_hatch() != other[0].get_hatch()  # readable without colour
     assert "0.80" in texts(ax) and "chance" in texts(ax)
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["ours", "other"]
-
-
-def test_plot_quality_curves_draws_a_line_per_method_with_its_intervals():
-    rows = [
-        {"method": "ours", "psnr": 42.0, "bit_accuracy": 0.9, "bit_accuracy_low": 0.85,
-         "bit_accuracy_high": 0.95},
-        {"method": "ours", "psnr": 38.0, "bit_accuracy": 1.0},
-        {"method": "other", "psnr": 38.0, "bit_accuracy": 0.7},
-    ]  # fmt: skip
-    ax = plotting.plot_quality_curves(rows)
-    ours, other = ax.containers
-    assert ours.lines[0].get_xydata().tolist() == [[38.0, 1.0], [42.0, 0.9]]
-    (segments,) = (lines.get_segments() for lines in ours.lines[2])
-    assert segments[1][:, 1].tolist() == pytest.approx([0.85, 0.95])
-    assert ours.lines[0].get_linestyle() != other.lines[0].get_linestyle()
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["ours", "other"]
-    with pytest.raises(ValueError, match="at least one row with 'method' and 'psnr'"):
-        plotting.plot_quality_curves([])
 
 
 def test_plot_attack_accuracy_without_interval_draws_none():

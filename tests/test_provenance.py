@@ -4,13 +4,16 @@ import json
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from medsign_lite import __version__
 from medsign_lite.images import load_image, quantise
 from medsign_lite.provenance import (
+    CHUNK,
     STATEMENT,
     Model,
     Provenance,
+    file_claim,
     identify_model,
     read_provenance,
     write_synthetic_png,
@@ -110,4 +113,37 @@ def test_read_provenance_of_an_image_that_says_nothing(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "a.jpg")
     assert read_provenance(tmp_path / "a.png") is None
     assert read_provenance(tmp_path / "a.jpg") is None
+    assert file_claim(tmp_path / "a.png") == file_claim(tmp_path / "a.jpg") == ""
     assert json.dumps(provenance().document())  # plain JSON
+
+
+def test_file_claim_names_the_key_and_never_the_prompt(tmp_path):
+    path = write_synthetic_png(torch.rand(3, 8, 9), tmp_path / "a.png", provenance(prompt="edema"))
+    assert file_claim(path) == "synthetic, key chest"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", ""),
+        ("[1]", ""),
+        ("[" * 100_000, ""),
+        ("{}", "synthetic"),
+        ('{"key": 3}', "synthetic"),
+        ('{"key": "\\u001b[2J"}', "synthetic"),
+        (json.dumps({"key": "x" * 65}), "synthetic"),
+    ],
+    ids=["damaged", "list", "deep", "nothing", "number", "control", "long"],
+)
+def test_file_claim_of_what_somebody_else_has_written(tmp_path, text, expected):
+    chunk = PngInfo()
+    chunk.add_itxt(CHUNK, text)
+    Image.new("L", (4, 4)).save(tmp_path / "a.png", pnginfo=chunk)
+    assert file_claim(tmp_path / "a.png") == expected
+
+
+def test_file_claim_of_what_is_no_picture_of_pillow_s_or_missing(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(b"DICM" * 50)
+    assert file_claim(tmp_path / "a.dcm") == ""
+    with pytest.raises(FileNotFoundError):
+        file_claim(tmp_path / "b.png")

@@ -9,7 +9,9 @@ from diffusers import AutoencoderTiny
 
 from benchmarks import real_decoder
 from benchmarks.real_radiographs import run
+from medsign_lite.checkpoints import read_config
 from medsign_lite.data import read_manifest
+from medsign_lite.images import save_image
 from medsign_lite.latent_diffusion import copy_decoder, decode, encode, load_decoder
 
 pytestmark = pytest.mark.slow
@@ -45,6 +47,44 @@ def test_main_path_runs_on_real_radiographs(data, tmp_path):
     assert len(config["message"]) == 48
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(decode(decoder, latents), decode(copy_decoder(vae), latents))
+
+
+def made_up(folder, *, count=90):
+    """Radiographs that are noise, with their table, and an autoencoder with fresh weights."""
+    generator = torch.Generator().manual_seed(count)
+    (folder / "cxr").mkdir(parents=True)
+    lines = ["filename,finding_labels,patient_id"]
+    for number in range(count):
+        image = torch.rand(3, 96, 96, generator=generator)
+        save_image(image, folder / "cxr" / f"{number}.png")
+        lines.append(f"{number}.png,No Finding,{number}")
+    (folder / "cxr" / "index.csv").write_text("\n".join(lines))
+    channels = {f"{half}_block_out_channels": (8,) * 4 for half in ("encoder", "decoder")}
+    AutoencoderTiny(**channels).save_pretrained(folder / "taesd")
+    return folder
+
+
+def test_work_is_gone_on_with_or_refused_but_never_taken_for_other_work(tmp_path):
+    work = tmp_path / "work"
+
+    def run_with(data, steps):
+        return run(
+            data, work, size=96, extractor_budget={"steps": steps, "batch_pixels": 4 * 64 * 64},
+            decoder_budget={"steps": 1, "batch_size": 1},
+        )  # fmt: skip
+
+    def steps_spent():
+        return read_config(work / "extractor" / "extractor" / "config.json")["details"]["step"]
+
+    data = made_up(tmp_path / "data")
+    first = run_with(data, 1)
+    assert steps_spent() == 1 and run_with(data, 1) == first
+    # A larger budget is spent; what was marked for the extractor before is not scored with it.
+    with pytest.raises(ValueError, match="decoder holds a run with other settings: extractor was"):
+        run_with(data, 2)
+    assert steps_spent() == 2
+    with pytest.raises(ValueError, match="radiographs holds another conversion"):
+        run_with(made_up(tmp_path / "others", count=91), 2)
 
 
 def test_real_autoencoder_reconstructs_real_radiographs(data):

@@ -26,6 +26,13 @@ def test_in_step_refuses_sources_out_of_step():
         list(rows.in_step(images, images.split(2)[:2], batch_size=2))
 
 
+def test_with_interval_takes_a_rows_interval_or_the_value_alone():
+    row = {"x": 2.0, "x_low": 1.0, "x_high": 3.0, "y": 4.0, "z": None}
+    assert rows.with_interval(row, "x") == {"value": 2.0, "low": 1.0, "high": 3.0}
+    assert rows.with_interval(row, "y") == {"value": 4.0, "low": 4.0, "high": 4.0}
+    assert rows.with_interval(row, "z") == {"value": None, "low": None, "high": None}
+
+
 def test_mean_row_holds_mean_and_interval():
     row = rows.mean_row("x", torch.tensor([0.0, 1.0] * 50), resamples=500, generator=generator())
     assert row["x"] == 0.5

@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from medsign_lite.runs import (
-    BUNDLED_PIPELINE,
-    ROOT,
-    default_folder,
-    open_run,
-    profile,
-    read_result,
-    seed_everything,
-)
+from medsign_lite import runs
+from medsign_lite.profiles import profile
+from medsign_lite.results import ROOT, read_result
+from medsign_lite.runs import BUNDLED_PIPELINE, default_folder, open_run, seed_everything
 
 
 def make(folder, notebook="03_cas_and_aas", **changes):
@@ -50,6 +45,11 @@ def test_pipeline_folder_is_the_users_then_the_runs_own_then_the_bundled_one(tmp
     (tmp_path / "pipeline" / "model_index.json").touch()
     assert full.pipeline_folder == tmp_path / "pipeline"
     assert make(tmp_path, profile="full", pipeline=ROOT).pipeline_folder == ROOT
+
+
+def test_names_of_other_modules_have_one_home():
+    for name in ("PROFILES", "class_profile", "hardware", "read_result", "versions"):
+        assert not hasattr(runs, name), f"{name} is imported from where it is defined"
 
 
 def test_default_folder_does_not_depend_on_the_working_directory(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import torch
 
 from medsign_lite.distortions import rotate
 from medsign_lite.extractor import build_networks, load_extractor, save_extractor, whiten
+from medsign_lite.latent_diffusion import BUNDLED
 from medsign_lite.spectral import (
     SpectralConfig,
     SpectralEmbedder,
@@ -209,3 +210,15 @@ def test_saved_and_whitened_extractor_reads_as_before(tmp_path):
     assert json.loads((tmp_path / "extractor/config.json").read_text())["network"] == "spectral"
     again = load_extractor(tmp_path / "extractor")
     assert isinstance(again, SpectralExtractor) and torch.allclose(again(images), logits)
+
+
+def test_extractor_of_large_windows_is_saved_and_read(tmp_path):
+    _, reader = build_networks(config(window=256, lowest=12.0, highest=120.0))
+    assert reader.minimum_side == 128  # more than the probe image of most extractors has
+    image = torch.rand(1, 3, 128, 150, generator=torch.Generator().manual_seed(0))
+    again = load_extractor(save_extractor(tmp_path / "extractor", reader))
+    assert torch.allclose(again(image), reader.eval()(image))
+
+
+def test_shipped_extractor_still_reads_its_probe_image():
+    assert load_extractor(BUNDLED.parent / "extractor").minimum_side <= 64

@@ -11,10 +11,8 @@ from medsign_lite.rows import table
 from medsign_lite.table1_gates import TABLE1_GATES, judge_table1
 from medsign_lite.table1_record import (
     COLUMNS,
-    disagreements,
     flat_row,
     gate_figures,
-    matched_rows,
     missing_rows,
     nearest_rung,
     read_table1,
@@ -96,13 +94,6 @@ def test_read_table1_refuses_to_mix_configurations_and_names_both(tmp_path):
         read_table1(tmp_path / "absent.json")
 
 
-def test_matched_rows_are_those_of_one_rung():
-    curves = made_up_table()["curves"]
-    assert [row["row"] for row in matched_rows(curves, 40.0)] == list(ROWS)
-    with pytest.raises(ValueError, match="a rung among 40.0, 42.0 dB, got 41"):
-        matched_rows(curves, 41)
-
-
 def test_gain_is_that_over_the_best_rival_where_our_own_row_is():
     values = made_up_table()
     assert nearest_rung(values) == 42.0
@@ -120,16 +111,6 @@ def test_missing_rows_are_named_also_those_without_an_interval():
     del values["rows"][0]
     assert missing_rows(values) == ["dct-dwt", "ssl-watermark", "wam-kind"]
     assert gate_figures(values)["missing"]["value"] == 3
-
-
-def test_disagreements_name_the_columns_that_cannot_both_be_true():
-    fresh, recorded = made_up("dct-dwt"), made_up("dct-dwt")
-    fresh |= around("seconds", 9.0) | around("psnr", 41.5, 0.5)
-    assert disagreements(fresh, recorded) == []
-    few = copy.deepcopy(fresh) | {"images": 5} | around("psnr", 42.5, 0.0)
-    assert disagreements(few, recorded) == []  # five images say little
-    fresh["attacks"][3] |= around("bit_accuracy", 0.5)
-    assert disagreements(fresh, recorded) == ["jpeg"]
 
 
 def test_gates_ask_for_the_figures_that_were_promised():

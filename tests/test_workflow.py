@@ -24,7 +24,12 @@ from medsign_lite.profiles import PROFILES
 from medsign_lite.results import read_result
 from tests.tiny_pipeline import tiny_pipeline
 from workflow import steps
-from workflow.configuration import check_configuration, chosen_notebooks
+from workflow.configuration import (
+    check_configuration,
+    chosen_notebooks,
+    given_files,
+    notebook_parameters,
+)
 from workflow.scripts import finetune_point, run_notebook, sweep_table, write_page
 from workflow.sweep import Point, grid_points
 
@@ -123,6 +128,11 @@ def test_schema_knows_what_the_library_knows(schema):
             {"04_extractor_pretraining": {"bist": 8}},
             "unknown parameter bist: 04_extractor_pretraining accepts bits, extractor_batch",
         ),
+        (
+            "tutorials/0/parameters",
+            {"09_attacks_beyond_the_paper": {"autoencoder": "nowhere"}},
+            "tutorial one, 09_attacks_beyond_the_paper: autoencoder does not exist: nowhere",
+        ),
         ("sweep/pipeline", "nowhere", "sweep: pipeline does not exist: nowhere"),
         ("sweep/finetuning/start", "docs", "start does not exist: docs/decoder_chest"),
         ("sweep/cache/workers", 2, "2 workers for 1 batches"),
@@ -143,6 +153,30 @@ def test_chosen_notebooks_are_all_or_those_that_begin_so(tmp_path):
     assert chosen_notebooks({"name": "x", "notebooks": ["03", "01"]}, notebooks) == ["01_a", "03_c"]
 
 
+TUTORIAL = {"name": "one", "profile": "smoke", "seed": 3, "pipeline": "", "data": "docs"}
+
+
+def test_notebook_parameters_resolve_every_path(root):
+    own = {"autoencoder": "medsign_lite/weights/pipeline", "judge": "medsign_lite", "example": 0}
+    tutorial = TUTORIAL | {"parameters": {"06_x": own}}
+    assert notebook_parameters(tutorial, "06_x") == {
+        "profile": "smoke", "seed": 3, "data": str(root / "docs"), "example": 0,
+        "autoencoder": str(root / "medsign_lite" / "weights" / "pipeline"),
+        "judge": str(root / "medsign_lite"),
+    }  # fmt: skip
+    found = given_files(notebook_parameters(tutorial, "06_x"))
+    assert found == [root / "docs", root / "medsign_lite/weights/pipeline", root / "medsign_lite"]
+    others = {"profile": "smoke", "seed": 3, "data": str(root / "docs")}
+    assert notebook_parameters(tutorial, "07_x") == others
+
+
+def test_notebook_parameters_leave_the_name_of_a_judge_alone(root):
+    tutorial = TUTORIAL | {"parameters": {"06_x": {"judge": "densenet121-res224-all"}}}
+    parameters = notebook_parameters(tutorial, "06_x")
+    assert parameters["judge"] == "densenet121-res224-all"
+    assert given_files(parameters) == [root / "docs"]
+
+
 # --- what a step depends on ------------------------------------------------------------------
 
 
@@ -152,6 +186,20 @@ def test_needed_by_is_what_the_notebooks_require(root):
     assert needs["01"] == [] and needs["02"] == ["01"] and needs["04"] == ["01"]
     assert needs["03"] == ["01", "02"] and needs["05"] == ["03", "04"]
     assert needs["06"] == ["01", "04", "05"]
+
+
+def test_recorded_tables_are_those_that_a_notebook_shows(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "ROOT", tmp_path)
+    (tmp_path / "results").mkdir()
+    names = ("table1_chest", "table2_chest", "table2_fundus", "attacker_chest", "weights")
+    for name in names:
+        (tmp_path / "results" / f"{name}.json").write_text("{}")
+    notebooks = steps.notebooks_in(root / "notebooks")
+    shown = {name[:2]: [path.stem for path in steps.recorded_tables(notebook)]
+             for name, notebook in notebooks.items()}  # fmt: skip
+    assert shown["07"] == shown["08"] == ["table2_chest", "table2_fundus"]
+    assert shown["09"] == ["attacker_chest"] and shown["06"] == ["table1_chest"]
+    assert not any(shown[number] for number in ("01", "02", "03", "04", "05"))
 
 
 def test_parameters_of_reads_the_tagged_cell_only(tmp_path):
@@ -290,6 +338,23 @@ def test_draw_has_a_panel_for_each_score_and_modality():
     assert figure.axes[-1].get_xlabel() == "weight of preservation"
 
 
+def test_draw_tells_its_lines_apart_without_colour():
+    rows = []
+    for message in (1.0, 2.0):
+        for preservation in (0.0, 1.0, 4.0):
+            sample = document("chest", preservation)
+            sample["config"]["point"]["message"] = message
+            rows.append(sweep_table.table_row(sample))
+    figure = sweep_table.draw(rows)
+    for axes in figure.axes:
+        drawn = [line for line in axes.lines if len(line.get_xdata()) == 3]
+        assert len(drawn) == len({line.get_linestyle() for line in drawn}) == 2
+        assert len({line.get_marker() for line in drawn}) == 2
+        assert axes.get_ylabel()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["message x1", "message x2"]
+
+
 def test_a_point_is_fine_tuned_scored_and_put_into_table_and_figure(tmp_path):
     tiny_pipeline().save_pretrained(tmp_path / "pipeline")
     save_extractor(tmp_path / "extractor", tiny_extractor())
@@ -361,7 +426,9 @@ needs_snakemake = pytest.mark.skipif(
     importlib.util.find_spec("snakemake") is None,
     reason="Snakemake is not installed: pip install medsign-lite[workflow]",
 )
-PARAMETERS = 'profile: str = ""\nseed: int = 0\nrun_folder: str = ""\nword: str = "edema"'
+PARAMETERS = (
+    'profile: str = ""\nseed: int = 0\nrun_folder: str = ""\nword: str = "edema"\njudge: str = ""'
+)
 
 
 def snakemake(root, folder, config, *arguments):
@@ -426,6 +493,16 @@ def test_snakemake_skips_reruns_and_keeps_what_failed(root, tmp_path):
     assert "mask is missing" not in (folder / "index.html").read_text()
     status, output = snakemake(root, tmp_path, config, *arguments)
     assert status == 0 and "Nothing to be done" in output
+
+    # So are the contents of a folder that one notebook alone is given.
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "config.json").write_text("1")
+    tutorial["parameters"]["02_second"]["judge"] = str(tmp_path / "judge")
+    for contents in ("1", "2"):
+        (tmp_path / "judge" / "config.json").write_text(contents)
+        ran.write_text("")
+        status, output = snakemake(root, tmp_path, config, *arguments)
+        assert status == 0 and ran.read_text().split() == ["02_second"], output
 
 
 @needs_snakemake

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from medsign_lite.profiles import PATHS
 from workflow.steps import ROOT, notebooks_in, parameters_of
 from workflow.sweep import grid_points
 
@@ -50,7 +51,7 @@ def check_configuration(config: Mapping) -> None:
 
 def resolved(path: str) -> Path:
     """A path of the configuration; a relative one lies in the repository."""
-    return (ROOT / Path(path).expanduser()).resolve()
+    return (ROOT / Path(str(path)).expanduser()).resolve()
 
 
 def chosen_notebooks(tutorial: Mapping, notebooks: Mapping[str, Path]) -> list[str]:
@@ -69,6 +70,25 @@ def chosen_notebooks(tutorial: Mapping, notebooks: Mapping[str, Path]) -> list[s
     return [name for name in notebooks if not wanted or name.startswith(wanted)]
 
 
+def notebook_parameters(tutorial: Mapping, notebook: str) -> dict[str, object]:
+    """What the workflow hands to a notebook of a tutorial; its paths as `resolved` makes them.
+
+    A judge that is no path is the name of a published classifier, and stays as it is.
+    """
+    given = {key: tutorial[key] for key in ("pipeline", "data") if tutorial[key]}
+    given |= tutorial["parameters"].get(notebook, {})
+    for key in PATHS:
+        if given.get(key) and (key != "judge" or resolved(given[key]).exists()):
+            given[key] = str(resolved(given[key]))
+    return {"profile": tutorial["profile"], "seed": tutorial["seed"], **given}
+
+
+def given_files(parameters: Mapping) -> list[Path]:
+    """The files and folders among what `notebook_parameters` returns."""
+    paths = [Path(parameters[key]) for key in PATHS if parameters.get(key)]
+    return [path for path in paths if path.exists()]
+
+
 def _check_tutorial(tutorial: Mapping, notebooks: Mapping[str, Path]) -> None:
     place = f"tutorial {tutorial['name']}"
     chosen_notebooks(tutorial, notebooks)
@@ -85,6 +105,7 @@ def _check_tutorial(tutorial: Mapping, notebooks: Mapping[str, Path]) -> None:
                 f"{place}: unknown parameter {', '.join(unknown)}: {name} accepts "
                 f"{', '.join(sorted(accepted)) or 'none'}"
             )
+        _check_paths(f"{place}, {name}", {"autoencoder": ""} | parameters, ("autoencoder",))
 
 
 def _check_paths(place: str, section: Mapping, keys: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ import medsign_lite
 
 ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("medsign_lite", "data_prep", "workflow")
+_RECORDED = ("table1", "table2", "attacker")  # what notebooks read of results/, by modality
 _LARGE = 64 * 2**20  # bytes; larger files are told apart by size and time, not by content
 
 
@@ -51,6 +52,13 @@ def needed_by(name: str, notebooks: Mapping[str, Path]) -> list[str]:
     """The earlier notebooks whose files this one reads: it names them, in `run.require`."""
     code = "\n".join(code_of(notebooks[name]))
     return [other for other in notebooks if other < name and other in code]
+
+
+def recorded_tables(notebook: Path) -> list[Path]:
+    """The tables under results/ that a notebook shows: those whose name is in its code."""
+    code = "\n".join(code_of(notebook))
+    named = [name for name in _RECORDED if name in code]
+    return [path for name in named for path in sorted((ROOT / "results").glob(f"{name}_*.json"))]
 
 
 def imported_files(sources: Iterable[str]) -> set[Path]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from medsign_lite.attacks import PAPER_ATTACKS
 from medsign_lite.files import whole_file
+from medsign_lite.plotting import line_style
 from medsign_lite.results import read_result
 from workflow.sweep import AXES
 
@@ -24,7 +25,6 @@ PANELS = {
     "spared": "PSNR in the finding\nminus elsewhere (dB)",
 }
 _WORDS = {"total_variation": "total variation"}
-_MARKERS = "osD^vPX*"
 
 
 def table_row(document: Mapping) -> dict:
@@ -56,7 +56,7 @@ def draw(rows: Sequence[Mapping]) -> Figure:
     """One column of panels for each modality, one row for each score.
 
     Along each panel runs the weight with the most values (the last of those that tie); each
-    combination of the other weights is a line with a marker of its own.
+    combination of the other weights is a line with a dash and a marker of its own.
     """
     values = {axis: sorted({row[axis] for row in rows}) for axis in AXES}
     along = max(AXES[1:], key=lambda axis: (len(values[axis]), AXES.index(axis)))
@@ -68,13 +68,13 @@ def draw(rows: Sequence[Mapping]) -> Figure:
     panels = figure.subplots(len(PANELS), len(modalities), sharex=True, sharey="row", squeeze=False)
     for column, modality in enumerate(modalities):
         for (score, label), axes in zip(PANELS.items(), panels[:, column], strict=True):
-            for marker, line in zip(_MARKERS * len(lines), lines, strict=False):
+            for number, line in enumerate(lines):
                 own = [r for r in rows if r["modality"] == modality]
                 own = [r for r in own if tuple(r[axis] for axis in others) == line]
                 own.sort(key=lambda row: row[along])
                 places = [values[along].index(row[along]) for row in own]
                 name = ", ".join(f"{_word(a)} x{v:g}" for a, v in zip(others, line, strict=True))
-                axes.plot(places, [row[score] for row in own], marker=marker, label=name)
+                axes.plot(places, [row[score] for row in own], **line_style(number), label=name)
             if score == "spared":
                 axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
             if column == 0:
@@ -86,7 +86,8 @@ def draw(rows: Sequence[Mapping]) -> Figure:
         panels[-1, column].set_xlabel(f"weight of {_word(along)}")
     if others:
         handles, labels = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False,
+                      handlelength=3.5)  # fmt: skip
     return figure
 
 
