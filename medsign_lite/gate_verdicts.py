@@ -38,7 +38,7 @@ def line(gate: Gate, measured: Mapping) -> str:
     """One line: name, required, measured with its interval, pass or short."""
     sign = ">=" if gate.direction == "at least" else "<="
     verdict = "pass" if gate.passes(measured) else "short"
-    return f"{gate.name:32} {sign} {gate.required:<6g} {shown(measured):28} {verdict}"
+    return f"{gate.name:40} {sign} {gate.required:<6g} {shown(measured):28} {verdict}"
 
 
 def shown(measured: Mapping) -> str:

@@ -137,7 +137,7 @@ def compare(
         document = read_result(path) if path.is_file() else None
         if document is None or document["config"].get("weights") != weights[gate.measurement]:
             why = "nothing is recorded" if document is None else "recorded of other weights"
-            print(f"{gate.name:32} {path.name}: {why}")
+            print(f"{gate.name:40} {path.name}: {why}")
             fine = False
             continue
         recorded = document["values"].get(gate.figure)
@@ -146,7 +146,7 @@ def compare(
             fresh and not agrees(fresh, recorded, tolerance=gate.tolerance)
         ):
             texts = ["nothing" if x is None else shown(x) for x in (recorded, fresh)]
-            print(f"{gate.name:32} recorded {texts[0]}, now {texts[1]}: they disagree")
+            print(f"{gate.name:40} recorded {texts[0]}, now {texts[1]}: they disagree")
             fine = False
     if fine:
         print(f"all {len(gates)} figures agree with the recorded ones")
