@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medsign_lite.evaluation_mode import evaluation_mode
 from medsign_lite.extractor import MINIMUM_SIDE
 from medsign_lite.images import check_image, load_image
 from medsign_lite.messages import check_message, message_from_string, message_to_string
@@ -143,19 +144,13 @@ def extract_logits(extractor: nn.Module | Callable[[Tensor], Tensor], image: Ten
     """Read a batch (B, 3, H, W) in [0, 1] in evaluation mode: logits (B, K) on the CPU.
 
     The image moves to the extractor's device. A network left in training mode would normalise by
-    the batch and read another message for every batch; the mode of each of its modules is restored
-    afterwards: some may be in evaluation mode on purpose, as those are that are kept frozen.
+    the batch and read another message for every batch; it is as it was afterwards.
     """
     if not isinstance(extractor, nn.Module):
         return _checked_logits(extractor(image)).float().cpu()
     parameter = next(extractor.parameters(), image)
-    modes = {module: module.training for module in extractor.modules()}
-    extractor.eval()
-    try:
+    with evaluation_mode(extractor):
         return _checked_logits(extractor(image.to(parameter.device))).float().cpu()
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _checked_logits(logits: Tensor) -> Tensor:

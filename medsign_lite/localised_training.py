@@ -32,6 +32,7 @@ from medsign_lite.curriculum import (
     learning_rate_factor,
     random_crops,
 )
+from medsign_lite.evaluation_mode import evaluation_mode
 from medsign_lite.extractor import fold_space
 from medsign_lite.image_stack import held_out_rows, read_image_stack, stack_digest
 from medsign_lite.images import quantise
@@ -159,14 +160,12 @@ def evaluate(
         intersection over union of those regions and what `detect` gives at least .5; "unmarked",
         the share of pixels of unmarked images that it gives as much.
     """
-    training = watermark.training
-    watermark.eval()
     rows = []
     for batch in images.split(batch_size):
         messages = random_messages(len(batch), watermark.bits, generator=generator)
         messages = messages.to(batch.device)
         region = random_regions(len(batch), batch.shape[-2:], generator=generator).to(batch)
-        with mixed_precision(batch.device, precision):
+        with evaluation_mode(watermark), mixed_precision(batch.device, precision):
             marked = quantise(watermark.embed(batch, messages).float())
             row = {"psnr": psnr(marked, batch, data_range=1.0)}
             for name, attack in PAPER_ATTACKS.items():
@@ -182,7 +181,6 @@ def evaluate(
         either = (found | wanted).sum(dim=(1, 2))
         row["iou"] = (both / either.clamp(min=1))[shown]
         rows.append(row)
-    watermark.train(training)
     return {name: float(torch.cat([row[name] for row in rows]).mean()) for name in rows[0]}
 
 

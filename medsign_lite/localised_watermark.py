@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medsign_lite.checkpoints import load_checkpoint, load_strictly, save_checkpoint
+from medsign_lite.evaluation_mode import evaluation_mode
 from medsign_lite.extractor import Block, ExtractorConfig, fold_space
 from medsign_lite.images import check_image, imagenet_normalise
 from medsign_lite.messages import check_message, check_one_message_per_image
@@ -208,16 +209,9 @@ def _probe_logits(watermark: LocalisedWatermark, seed: int) -> Tensor:
 def save_localised_watermark(
     folder: str | Path, watermark: LocalisedWatermark, *, details: dict | None = None
 ) -> Path:
-    """Weights, configuration and the logits of a probe; `details` go into the JSON.
-
-    The probe is read in evaluation mode; the mode of each module is restored afterwards.
-    """
-    modes = {module: module.training for module in watermark.modules()}
-    try:
-        logits = _probe_logits(watermark.eval(), 0).tolist()
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    """Weights, configuration and the logits of a probe; `details` go into the JSON."""
+    with evaluation_mode(watermark):
+        logits = _probe_logits(watermark, 0).tolist()
     config = {
         "kind": "localised watermark",
         "architecture": asdict(watermark.config),

@@ -31,6 +31,7 @@ from medsign_lite.curriculum import (
     learning_rate_factor,
     random_crops,
 )
+from medsign_lite.evaluation_mode import evaluation_mode
 from medsign_lite.extractor import (
     AnyConfig,
     AnyEmbedder,
@@ -157,20 +158,17 @@ def evaluate(
 
     images: (N, 3, H, W) in [0, 1]. The extractor must not be whitened yet: whitening mixes bits.
     """
-    modes = embedder.training, extractor.training
-    embedder.eval(), extractor.eval()
     rows = []
     for batch in images.split(batch_size):
         messages = random_messages(len(batch), extractor.config.bits, generator=generator)
         messages = messages.to(batch.device)
-        with mixed_precision(batch.device, precision):
+        with evaluation_mode(embedder, extractor), mixed_precision(batch.device, precision):
             marked = embedder.embed(batch, messages, strength, generator=generator)
             marked = quantise(marked.float())
             row = {"psnr": psnr(marked, batch, data_range=1.0)}
             for name, attack in PAPER_ATTACKS.items():
                 row[name] = bit_accuracy(extractor(attack(marked)), messages)
         rows.append(row)
-    embedder.train(modes[0]), extractor.train(modes[1])
     return {name: float(torch.cat([row[name] for row in rows]).mean()) for name in rows[0]}
 
 

@@ -213,11 +213,9 @@ def _begun(folder: Path, settings: dict, *, replace: bool, alone: bool) -> bool:
     Settings without a sample are those of a run that failed before its first one, and bind nobody;
     beside other workers they may be those of one that has just begun.
     """
-    made = [folder / TENSORS, folder / PROMPTS]
-    if not any(path.exists() for path in (*made, folder / SHARDS)) and alone:
-        return False
-    path = folder / SETTINGS
-    if not any(path.exists() for path in (path, *made, folder / SHARDS)):
+    path, made = folder / SETTINGS, [folder / TENSORS, folder / PROMPTS]
+    sampled = any(some.exists() for some in (*made, folder / SHARDS))
+    if not sampled and (alone or not path.is_file()):
         return False
     saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for later in ("decoder", "text_encoder", "scheduler"):  # caches from before do not name them

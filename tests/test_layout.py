@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module imports lower layers, or its own without a cycle. A new module gets a line here.
 LAYERS = {
     0: """files images messages checkpoints profiles results runs published precision budgets
-        averaging optimisers processor processes training_state random_streams kept_parts""",
+        averaging evaluation_mode optimisers processor processes training_state random_streams
+        kept_parts""",
     1: """data image_stack attacks distortions metrics rows losses extractor spectral whitening
         latent_diffusion latent_cache bundled_networks perceptual
         published_extractor attention attention_layers attack_chains
