@@ -196,7 +196,7 @@ def check_training_attacks(names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         expected, came = ", ".join(known), unknown[0] if unknown else "none"
-        raise ValueError(f"expected names among {expected}, got {came!r}")
+        raise ValueError(f"attacks: expected names among {expected}, got {came!r}")
 
 
 def random_attack(
