@@ -5,11 +5,12 @@
 
 Each row is a part of its own (`dct-dwt`, `medsign-sharp`, ...), and so is its curve of bit accuracy
 over PSNR (`curve-dct-dwt`), what the attacks' conventions do to MedSign and Stable Signature
-(`conventions-medsign-sharp`), and what a grey file leaves of the chroma variant of DCT-DWT
-(`chroma`). A finished part is kept under --work and not repeated, so a run that was killed goes on
-when the same command is given again. With `--only` the file holds the named parts alone; `--again`
-measures them anew. Each row says when it was measured, and of which commit. An interval is over
-images: every method is trained once, and what another training would give it does not say.
+(`conventions-medsign-sharp`), what error-correcting codes would bring (`codes-medsign-sharp`), and
+what a grey file leaves of the chroma variant of DCT-DWT (`chroma`). A finished part is kept under
+--work and not repeated, so a run that was killed goes on when the same command is given again. With
+`--only` the file holds the named parts alone; `--again` measures them anew. Each row says when it
+was measured, and of which commit. An interval is over images: every method is trained once, and
+what another training would give it does not say.
 
 Weights that are not shipped are trained first; `--recipes` prints the commands.
 """
@@ -49,6 +50,8 @@ def part_names(conventions: Sequence[str] = CONVENTIONS_OF) -> dict[str, str | N
         names |= {row: row, f"curve-{row}": row}
         if row in conventions:
             names[f"conventions-{row}"] = row
+        if row == OWN:
+            names[f"codes-{row}"] = row
     return names | {"chroma": None}
 
 
@@ -166,7 +169,7 @@ def _parts(
     )  # fmt: skip
     printed = {row["method"]: row["psnr"] for row in published_rows(options.modality)}
     found = parts(
-        images, methods, ladder=options.ladder, conventions=options.conventions,
+        images, methods, ladder=options.ladder, conventions=options.conventions, codes=(OWN,),
         chroma_psnr=printed["DCT-DWT"],
     )  # fmt: skip
     return images, found

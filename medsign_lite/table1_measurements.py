@@ -15,6 +15,7 @@ from medsign_lite.detection import (
     fitted_false_positive_rate,
     images_needed,
 )
+from medsign_lite.error_correction import read_whole
 from medsign_lite.evaluation import evaluate_attacks, quality_row
 from medsign_lite.images import quantise
 from medsign_lite.kept_parts import Part
@@ -22,7 +23,7 @@ from medsign_lite.latent_diffusion import Autoencoder, decode
 from medsign_lite.matched_quality import LADDER, count_matches, curve_row, match_psnr
 from medsign_lite.random_streams import named_generator
 from medsign_lite.results import to_json
-from medsign_lite.rows import mean_row
+from medsign_lite.rows import mean_row, share_row
 from medsign_lite.watermark_methods import WatermarkMethod, as_grey_file, dct_dwt
 
 EMPIRICAL_RATES = (1e-3, 1e-2, 1e-1)  # the first that the images can tell anything of
@@ -213,6 +214,26 @@ def convention_rows(
     return rows
 
 
+def code_rows(
+    images: TableImages, method: WatermarkMethod, generator: torch.Generator
+) -> list[dict]:
+    """How many images give a payload without a mistake, by the code that protects it.
+
+    One dict per attack and code of `read_whole`: row, attack, code, payload (its bits) and whole,
+    the share of the images, with its interval. Of a method with a multiple of 24 bits.
+    """
+    check_readable(method, images.originals[:1])
+    marked = quantise(images.drawn(method)[0])
+    rows = []
+    for name, attack in PAPER_ATTACKS.items():
+        parts = [extract_logits(method.read, attack(part)) for part in marked.split(64)]
+        for code, whole in read_whole(torch.cat(parts), method.message).items():
+            payload = method.bits if code == "plain" else method.bits // 2
+            row = {"row": method.key, "attack": name, "code": code, "payload": payload}
+            rows.append(row | share_row("whole", whole))
+    return rows
+
+
 def chroma_rows(images: TableImages, psnr: float, generator: torch.Generator) -> list[dict]:
     """What DCT-DWT in the chroma plane, as it is commonly packaged, leaves in a file.
 
@@ -241,14 +262,16 @@ def parts(
     *,
     ladder: Sequence[float] = LADDER,
     conventions: Sequence[str] = (),
+    codes: Sequence[str] = (),
     chroma_psnr: float | None = None,
 ) -> dict[str, Part]:
-    """All parts by name: KEY, curve-KEY, conventions-KEY of each method, and chroma.
+    """All parts by name: KEY, curve-KEY, conventions-KEY and codes-KEY of methods, and chroma.
 
     Args:
         methods: parts of one follow each other, so that it marks the images once.
         ladder: of the curves, in dB.
         conventions: keys of the methods that get that part.
+        codes: keys of the methods that get that one.
         chroma_psnr: of the chroma variant of DCT-DWT, in dB; None for no such part.
     """
     found: dict[str, Part] = {}
@@ -264,6 +287,8 @@ def parts(
         if method.key in conventions:
             add(f"conventions-{method.key}", "conventions",
                 partial(convention_rows, images, method), **own)  # fmt: skip
+        if method.key in codes:
+            add(f"codes-{method.key}", "codes", partial(code_rows, images, method), **own)
     if chroma_psnr is not None:
         add("chroma", "chroma", partial(chroma_rows, images, chroma_psnr), psnr=chroma_psnr)
     return found

@@ -1,7 +1,7 @@
 """Reading Table 1 as `medsign_lite.table1` recorded it: rows to show, figures to judge.
 
-A record's values are "rows", "curves", "conventions", "chroma" and "gains", lists of dicts that
-`table1_measurements` and `matched_quality` describe.
+A record's values are "rows", "curves", "conventions", "codes", "chroma" and "gains", lists of dicts
+that `table1_measurements` and `matched_quality` describe.
 """
 
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ def read_table1(*paths: str | Path) -> dict:
 
 
 def _identity(row: Mapping) -> tuple:
-    names = ("row", "rung", "attack", "rounded", "file", "against")
+    names = ("row", "rung", "attack", "rounded", "code", "file", "against")
     return tuple(str(row.get(name)) for name in names)
 
 

@@ -24,7 +24,7 @@ LAYERS = {
         latent_diffusion latent_cache bundled_networks perceptual
         published_extractor attention attention_layers attack_chains
         dct_dwt noticeable backbone vicreg ssl_watermark localised_watermark marked_regions
-        dicom image_files provenance generators memory_estimate shards
+        error_correction dicom image_files provenance generators memory_estimate shards
         patch_mixer""",
     2: """localisation localisation_scores selection detection pretraining curriculum
         finetuning finetuning_step decoder_recipe evaluation judges judge_data judge_networks

@@ -14,6 +14,7 @@ from medsign_lite.table1_measurements import (
     TableImages,
     check_readable,
     chroma_rows,
+    code_rows,
     convention_rows,
     curve_rows,
     method_row,
@@ -89,6 +90,19 @@ def test_convention_rows_compare_with_the_papers_reading(images, marking):
     assert not {name for name, rounded in found if not rounded} - set(PAPER_ATTACKS)
 
 
+def test_code_rows_trade_bits_for_whole_messages(images, marking):
+    rows = code_rows(images, marking, generator())
+    assert len(rows) == 3 * len(PAPER_ATTACKS)
+    assert {row["code"]: row["payload"] for row in rows} == {
+        "plain": 48, "repeated": 24, "golay": 24
+    }  # fmt: skip
+    for name in PAPER_ATTACKS:
+        whole = {row["code"]: row["whole"] for row in rows if row["attack"] == name}
+        assert whole["plain"] <= whole["repeated"] and whole["plain"] <= whole["golay"]
+        assert all(row["whole_low"] <= row["whole"] <= row["whole_high"] for row in rows)
+    assert whole.keys() == {"plain", "repeated", "golay"}
+
+
 def test_chroma_rows_show_what_a_grey_file_leaves(images):
     colour, grey = chroma_rows(images, 33.0, generator())
     assert (colour["file"], grey["file"]) == ("colour", "grey")
@@ -98,10 +112,13 @@ def test_chroma_rows_show_what_a_grey_file_leaves(images):
 
 def test_parts_are_named_after_the_row_and_say_what_they_depend_on(images, marking):
     methods = [dct_dwt(psnr=36.0), marking]
-    found = parts(images, methods, ladder=(36.0,), conventions=("medsign-sharp",), chroma_psnr=36.0)
+    found = parts(images, methods, ladder=(36.0,), conventions=("medsign-sharp",),
+                  codes=("medsign-sharp",), chroma_psnr=36.0)  # fmt: skip
     assert list(found) == ["dct-dwt", "curve-dct-dwt", "medsign-sharp", "curve-medsign-sharp",
-                           "conventions-medsign-sharp", "chroma"]  # fmt: skip
-    assert {part.group for part in found.values()} == {"rows", "curves", "conventions", "chroma"}
+                           "conventions-medsign-sharp", "codes-medsign-sharp",
+                           "chroma"]  # fmt: skip
+    groups = {part.group for part in found.values()}
+    assert groups == {"rows", "curves", "conventions", "codes", "chroma"}
     assert found["curve-dct-dwt"].settings["ladder"] == [36.0]
     assert found["medsign-sharp"].settings["method"] == marking.settings
     (row,) = found["medsign-sharp"].measure(images.generator("medsign-sharp"))
