@@ -101,9 +101,9 @@ STEPS = {step.name: step for step in (
          output="paper_figures.json", settings={"images": IMAGES}),
     Step(command="benchmarks.attention --output RESULTS/attention_benchmark.json",
          output="attention_benchmark.json", parts=()),
-    Step(command="benchmarks.optimisers --cache build/weights/cache_chest "
-         "--output RESULTS/optimisers.json", output="optimisers.json", parts=(),
-         needs=("build/weights/cache_chest",)),
+    Step(command="benchmarks.decoder_recipe --cache build/weights/cache_chest "
+         "--output RESULTS/decoder_recipe.json", output="decoder_recipe.json",
+         parts=("pipeline", "extractor"), needs=("build/weights/cache_chest",)),
     Step(command=f"benchmarks.real_radiographs --data {REAL} "
          "--output RESULTS/real_radiographs.json", output="real_radiographs.json", parts=(),
          needs=(f"{REAL}/cxr", f"{REAL}/taesd")),

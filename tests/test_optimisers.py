@@ -2,11 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.optimisers import RUNS, compare
-from medsign_lite.losses import LossWeights
 from medsign_lite.optimisers import MuonOfKernels, decoder_optimiser
-from medsign_lite.perceptual import perceptual_loss
-from tests.test_finetuning import tiny_cache, tiny_extractor, tiny_vae
 
 
 def network(memory_format=torch.contiguous_format):
@@ -84,16 +80,3 @@ def test_muon_resumed_equals_muon_in_one_go():
 def test_another_optimiser_is_refused():
     with pytest.raises(ValueError, match="among .*'adamw', 'muon'.*, got 'sgd'"):
         decoder_optimiser(network(), "sgd", learning_rate=1e-3)
-
-
-def test_benchmark_differs_in_optimiser_and_rate_alone():
-    recipe = {
-        "weights": LossWeights(image=1, message=1, total_variation=0, preservation=0),
-        "perceptual": perceptual_loss(), "batch_size": 2, "attack_names": ("none",),
-        "optimiser": "adamw", "first_quality": 0.3, "last_quality": 8.0,
-    }  # fmt: skip
-    vae = tiny_vae()
-    rows = compare(vae, tiny_cache(vae), tiny_extractor(), recipe, steps=2, quality=0.1, held_out=4)
-    assert [(row["optimiser"], row["learning_rate"]) for row in rows] == list(RUNS)
-    assert len({row["psnr"] for row in rows}) == len(RUNS)
-    assert all(0 <= row["rotation"] <= 1 and row["step_seconds"] > 0 for row in rows)
