@@ -23,6 +23,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from benchmarks.real_radiographs import cached_radiographs
+from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import load_mask
 from medsign_lite.evaluation import evaluate_attacks, quality_row
 from medsign_lite.extractor import load_extractor
@@ -171,8 +172,10 @@ def main() -> None:
     values = run(options.data, work, extractor=options.extractor, budgets=budgets)
     output = options.output or Path(f"results/real_decoder_{options.extractor}.json")
     config = {"extractor": options.extractor, "size": 256, "autoencoder": "AutoencoderTiny",
-              "weights": vars(WEIGHTS), "minutes": list(options.minutes),
+              "loss_weights": vars(WEIGHTS), "minutes": list(options.minutes),
               "last_preservation": LAST_PRESERVATION[options.extractor]}  # fmt: skip
+    if options.extractor == "own":
+        config["weights"] = weights_fingerprint(BUNDLED.parent, ["extractor"])
     record_result(output, values, config)
     for name in ("trained", "unseen"):
         quality, clean = values[name]["quality"], values[name]["attacks"][0]

@@ -108,9 +108,9 @@ STEPS = {step.name: step for step in (
          "--output RESULTS/real_radiographs.json", output="real_radiographs.json", parts=(),
          needs=(f"{REAL}/cxr", f"{REAL}/taesd")),
     *(Step(command=f"benchmarks.real_decoder --data {REAL} --extractor {kind} --output "
-           f"RESULTS/real_decoder_{kind}.json", output=f"real_decoder_{kind}.json", parts=(),
+           f"RESULTS/real_decoder_{kind}.json", output=f"real_decoder_{kind}.json", parts=parts,
            needs=(f"{REAL}/cxr", f"{REAL}/cxr_masks", f"{REAL}/taesd", f"{REAL}/stable_signature"))
-      for kind in ("published", "own")),
+      for kind, parts in (("published", ()), ("own", ("extractor",)))),
 )}  # fmt: skip
 
 
