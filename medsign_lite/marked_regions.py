@@ -22,18 +22,31 @@ def random_regions(
     """
     kind = torch.randint(5, (count,), generator=generator)
     kind[(kind > 1) & (torch.rand(count, generator=generator) >= figures)] = 0
-    half = 0.15 + 0.3 * torch.rand(2, count, 1, 1, 1, generator=generator)
-    centre = half + (1 - 2 * half) * torch.rand(2, count, 1, 1, 1, generator=generator)
+    rectangle, ellipse = _figures(count, size, generator)
     round_hole = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
-    places = [(torch.arange(side) + 0.5) / side for side in size]
-    down = (places[0][:, None] - centre[0]).abs() / half[0]  # (count, 1, H, 1); 1 at the rim
-    across = (places[1] - centre[1]).abs() / half[1]
-    rectangle = torch.maximum(down, across) <= 1
-    ellipse = down.square() + across.square() <= 1
     hole = ~torch.where(round_hole, ellipse, rectangle)
     whole = torch.ones_like(rectangle)
     kinds = torch.stack([whole, ~whole, rectangle, ellipse, hole])
     return kinds[kind, torch.arange(count)].float()
+
+
+def random_patches(count: int, size: tuple[int, int], *, generator: torch.Generator) -> Tensor:
+    """Rectangles and ellipses of the same sizes, (count, 1, H, W) in {0, 1}: what a thief takes."""
+    rectangle, ellipse = _figures(count, size, generator)
+    is_round = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+    return torch.where(is_round, ellipse, rectangle).float()
+
+
+def _figures(
+    count: int, size: tuple[int, int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Rectangles (count, 1, H, W) bool, and the ellipses that touch their sides."""
+    half = 0.15 + 0.3 * torch.rand(2, count, 1, 1, 1, generator=generator)
+    centre = half + (1 - 2 * half) * torch.rand(2, count, 1, 1, 1, generator=generator)
+    places = [(torch.arange(side) + 0.5) / side for side in size]
+    down = (places[0][:, None] - centre[0]).abs() / half[0]  # (count, 1, H, 1); 1 at the rim
+    across = (places[1] - centre[1]).abs() / half[1]
+    return torch.maximum(down, across) <= 1, down.square() + across.square() <= 1
 
 
 def splice(marked: Tensor, image: Tensor, region: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Draw the paper's Fig. 2 and Fig. 3 of generated images, and record of which.
+"""Draw the paper's Fig. 2 and Fig. 3 of generated images, and a pasted patch; record of which.
 
     python -m medsign_lite.paper_drawings --data MANIFEST --out results
     python -m medsign_lite.paper_drawings --data MANIFEST --out results \\
@@ -7,6 +7,9 @@
 Both modalities, from the reports and with the seeds of the recorded tables, so that nobody chose a
 pretty image: the first one whose named finding the independent segmenter sees. Its outline in the
 unmarked image stands for the true finding, which a generated image has not.
+
+Where the WAM kind of Table 1 is trained, a third figure shows what it sees of a marked patch of
+that image, pasted into the next one.
 """
 
 import argparse
@@ -18,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from medsign_lite.attention import record_attention
-from medsign_lite.checkpoints import weights_fingerprint
+from medsign_lite.checkpoints import digest, weights_fingerprint
 from medsign_lite.data import MODALITIES, Record, read_manifest
 from medsign_lite.files import whole_file
 from medsign_lite.held_out import TABLE_SEED, table_records
@@ -26,15 +29,21 @@ from medsign_lite.images import quantise
 from medsign_lite.judge_networks import FindingSegmenter, load_segmenter
 from medsign_lite.latent_diffusion import BUNDLED, decode, load_decoder, load_pipeline, sample
 from medsign_lite.localisation import word_tokens
+from medsign_lite.localised_watermark import LocalisedWatermark, load_localised_watermark
+from medsign_lite.marked_regions import random_patches
+from medsign_lite.messages import random_message
 from medsign_lite.paper_figures import (
     Comparison,
+    Pasted,
     Word,
+    pasted_figure,
     residual_comparison_figure,
     selection_figure,
 )
-from medsign_lite.results import record_result
+from medsign_lite.results import ROOT, record_result
 from medsign_lite.selection import SMALL_MAPS, scale_attention, select_token
 
+LOCALISED = ROOT / "build" / "baselines" / "wam_kind" / "watermark"  # as Table 1's recipe leaves it
 SEEN = (0.01, 0.3)  # share of the image that a finding covers in a figure
 NOTE = "outlined: the finding as an independent segmenter sees it in the unmarked image"
 
@@ -97,6 +106,18 @@ def compare(
     return Comparison(title=title, original=word.image, map=map, marked=marked, mask=word.mask)
 
 
+def paste(watermark: LocalisedWatermark, image: Tensor, other: Tensor, *, title: str) -> Pasted:
+    """A patch of an image (3, H, W) in [0, 1], marked, in another of the same size."""
+    generator = torch.Generator().manual_seed(0)
+    message = random_message(watermark.bits, generator=generator)
+    patch = random_patches(1, image.shape[-2:], generator=generator)
+    with torch.no_grad():
+        marked = quantise(watermark.embed(image[None], message))
+        picture = torch.where(patch.bool(), marked, other[None])
+        likely = watermark.detect(picture)[0]
+    return Pasted(title=title, picture=picture[0], patch=patch[0, 0].bool(), likely=likely)
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     with whole_file(path) as file:
@@ -131,6 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=BUNDLED.parent)
     parser.add_argument("--decoder", action="append", default=[], metavar="NAME=FOLDER", help=(
         "another decoder to compare with, {modality} in its folder; more than once"))  # fmt: skip
+    parser.add_argument("--localised", type=Path, default=LOCALISED, metavar="FOLDER", help=(
+        "a trained WAM kind; without it no patch is drawn"))  # fmt: skip
     parser.add_argument("--images", type=int, default=500, help="of each modality in the tables")
     parser.add_argument("--steps", type=int, default=25, help="of the sampler")
     options = parser.parse_args(arguments)
@@ -138,7 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipeline = load_pipeline(options.weights / "pipeline")
     segmenter = load_segmenter(options.weights / "segmenter")
     records = read_manifest(options.data, check_files=False)
-    words, rows, used = [], [], {}
+    watermark = None
+    if options.localised.is_dir():
+        watermark = load_localised_watermark(options.localised)
+    words, rows, pasted, used = [], [], [], {}
     for modality in MODALITIES:
         own = table_records(pipeline.tokenizer, records, modality=modality, count=options.images)
         record, word, latents = first_seen(pipeline, segmenter, own, steps=options.steps)
@@ -146,14 +172,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folders["MedSign"] = options.weights / f"decoder_{modality}"
         words.append(word)
         rows.append(compare(pipeline, word, latents, folders, title=f"{modality}: original"))
+        if watermark is not None:
+            number = (own.index(record) + 1) % len(own)
+            other = sample(
+                pipeline, [own[number].report], seeds=[TABLE_SEED + number], steps=options.steps,
+                guidance=3.0,
+            )  # fmt: skip
+            other = quantise(decode(pipeline.vae, other)).cpu()[0]
+            pasted.append(paste(watermark, word.image, other, title=modality))
         used[modality] = {"id": record.id, "report": record.report, "finding": word.title}
     save(selection_figure(words, cas=SMALL_MAPS), options.out / "paper_fig2.png")
     save(residual_comparison_figure(rows), options.out / "paper_fig3.png")
+    if pasted:
+        save(pasted_figure(pasted), options.out / "pasted_patch.png")
     config = {"weights": weights_fingerprint(options.weights), "cas": SMALL_MAPS,
               "images": options.images, "steps": options.steps,
-              "decoders": [*others, "MedSign"]}  # fmt: skip
+              "decoders": [*others, "MedSign"],
+              "localised": None if watermark is None else digest(watermark)}  # fmt: skip
     record_result(options.out / "paper_figures.json", {"images": used, "note": NOTE}, config)
-    print(f"drawn: paper_fig2.png and paper_fig3.png; {NOTE}")
+    more = ", pasted_patch.png" if pasted else f"; no patch, nothing is at {options.localised}"
+    print(f"drawn: paper_fig2.png, paper_fig3.png{more}; {NOTE}")
 
 
 if __name__ == "__main__":

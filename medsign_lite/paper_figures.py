@@ -1,4 +1,4 @@
-"""The paper's Fig. 2 and Fig. 3: arrays in, a whole figure out, one row per image.
+"""The paper's Fig. 2 and Fig. 3, and a pasted patch: arrays in, a figure out, one row per image.
 
 Fig. 2 shows how a word's attention becomes the localisation map, Fig. 3 what watermarks change and
 where. Both outline the true finding: on phantoms the exact mask, on generated images what an
@@ -146,6 +146,35 @@ def residual_comparison_figure(rows: Sequence[Comparison], *, gain: float = 10.0
             show_difference(image, row.original, gain=gain, title=title, ax=difference)
             if row.mask is not None:
                 show_outline(row.mask, ax=difference)
+    return figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pasted:
+    """A marked patch in an image that is not marked, and where a detector sees the mark.
+
+    Attributes:
+        title: such as the modality.
+        picture: (3, H, W) in [0, 1], with the patch in it.
+        patch: (H, W) bool, where it is.
+        likely: (H, W) in [0, 1], how likely each pixel is marked.
+    """
+
+    title: str
+    picture: Tensor
+    patch: Tensor
+    likely: Tensor
+
+
+def pasted_figure(rows: Sequence[Pasted]) -> Figure:
+    """The picture as it is found, and how likely each of its pixels is marked; the patch outlined
+    in the second alone, for in the first nobody sees it."""
+    figure = Figure(figsize=(5.2, 2.7 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), 2, squeeze=False)
+    for (left, right), row in zip(grid, rows, strict=True):
+        show_image(row.picture, title=f"{row.title}: a patch is marked", ax=left)
+        show_map(row.picture, row.likely, mask=row.patch, title="likely marked", colour_bar=True,
+                 ax=right)  # fmt: skip
     return figure
 
 

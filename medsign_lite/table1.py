@@ -5,12 +5,14 @@
 
 Each row is a part of its own (`dct-dwt`, `medsign-sharp`, ...), and so is its curve of bit accuracy
 over PSNR (`curve-dct-dwt`), what the attacks' conventions do to MedSign and Stable Signature
-(`conventions-medsign-sharp`), what error-correcting codes would bring (`codes-medsign-sharp`), and
-what a grey file leaves of the chroma variant of DCT-DWT (`chroma`). A finished part is kept under
---work and not repeated, so a run that was killed goes on when the same command is given again. With
-`--only` the file holds the named parts alone; `--again` measures them anew. Each row says when it
-was measured, and of which commit. An interval is over images: every method is trained once, and
-what another training would give it does not say.
+(`conventions-medsign-sharp`), what error-correcting codes would bring (`codes-medsign-sharp`), what
+is found of a marked patch in another image (`pasted-wam-kind`), and what a grey file leaves of the
+chroma variant of DCT-DWT (`chroma`).
+
+A finished part is kept under --work and not repeated, so a run that was killed goes on when the
+same command is given again. With `--only` the file holds the named parts alone; `--again` measures
+them anew. Each row says when it was measured, and of which commit. An interval is over images:
+every method is trained once, and what another training would give it does not say.
 
 Weights that are not shipped are trained first; `--recipes` prints the commands.
 """
@@ -37,6 +39,7 @@ from medsign_lite.table1_record import COLUMNS, flat_row, missing_rows
 from medsign_lite.table1_weights import OWN, ROWS, load_method, recipes
 
 RIVALS = tuple(row for row in ROWS if not row.startswith("medsign"))
+LOCATING = ("wam-kind",)  # what says where it is
 CONVENTIONS_OF = (OWN, "stable-signature")
 _OF_FIGURES = ("seed", "resamples", "ladder", "false_positive_rate", "empirical_rate")
 _FOLDERS = ("weights", "baselines", "cache")
@@ -52,6 +55,8 @@ def part_names(conventions: Sequence[str] = CONVENTIONS_OF) -> dict[str, str | N
             names[f"conventions-{row}"] = row
         if row == OWN:
             names[f"codes-{row}"] = row
+        if row in LOCATING:
+            names[f"pasted-{row}"] = row
     return names | {"chroma": None}
 
 

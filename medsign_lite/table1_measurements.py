@@ -14,12 +14,14 @@ from medsign_lite.detection import (
     extract_logits,
     fitted_false_positive_rate,
     images_needed,
+    matching_bits,
 )
 from medsign_lite.error_correction import read_whole
 from medsign_lite.evaluation import evaluate_attacks, quality_row
 from medsign_lite.images import quantise
 from medsign_lite.kept_parts import Part
 from medsign_lite.latent_diffusion import Autoencoder, decode
+from medsign_lite.marked_regions import random_patches
 from medsign_lite.matched_quality import LADDER, count_matches, curve_row, match_psnr
 from medsign_lite.random_streams import named_generator
 from medsign_lite.results import to_json
@@ -234,6 +236,44 @@ def code_rows(
     return rows
 
 
+UNMOVED = ("none", "brightness", "jpeg")  # the paper's attacks that leave a region in its place
+
+
+def pasted_rows(
+    images: TableImages, method: WatermarkMethod, generator: torch.Generator
+) -> list[dict]:
+    """What a method that can locate finds of a marked patch that was pasted into another image.
+
+    A rectangle or ellipse of each marked image replaces the same place of the next image's
+    original. One dict per attack of `UNMOVED`: row, attack, images, area (the patch's share of the
+    image), iou (of the patch with what is marked with a probability of at least one half), found
+    (the share of the patch's pixels that are), alarm (that of the others), and bit_accuracy, with
+    their intervals.
+    """
+    check_readable(method, images.originals[:1])
+    marked = quantise(images.drawn(method)[0])
+    patch = random_patches(len(marked), marked.shape[-2:], generator=generator)
+    pictures = torch.where(patch.bool(), marked, images.originals.roll(-1, dims=0))
+    inside, rows = patch[:, 0].bool(), []  # (N, H, W)
+    area = inside.double().mean(dim=(1, 2))
+    for name in UNMOVED:
+        parts = [PAPER_ATTACKS[name](part) for part in pictures.split(64)]
+        seen = torch.cat([method.locate(part).cpu() for part in parts]) >= 0.5
+        logits = torch.cat([extract_logits(method.read, part) for part in parts])
+        values = {
+            "area": area,
+            "iou": (seen & inside).sum(dim=(1, 2)) / (seen | inside).sum(dim=(1, 2)),
+            "found": (seen & inside).double().mean(dim=(1, 2)) / area,
+            "alarm": (seen & ~inside).double().mean(dim=(1, 2)) / (1 - area),
+            "bit_accuracy": matching_bits(logits, method.message).double() / method.bits,
+        }
+        row = {"row": method.key, "attack": name, "images": len(marked)}
+        for figure, value in values.items():
+            row |= mean_row(figure, value, generator=generator, resamples=images.resamples)
+        rows.append(row)
+    return rows
+
+
 def chroma_rows(images: TableImages, psnr: float, generator: torch.Generator) -> list[dict]:
     """What DCT-DWT in the chroma plane, as it is commonly packaged, leaves in a file.
 
@@ -265,7 +305,7 @@ def parts(
     codes: Sequence[str] = (),
     chroma_psnr: float | None = None,
 ) -> dict[str, Part]:
-    """All parts by name: KEY, curve-KEY, conventions-KEY and codes-KEY of methods, and chroma.
+    """All parts by name: KEY, curve-KEY, conventions-KEY, codes-KEY, pasted-KEY, and chroma.
 
     Args:
         methods: parts of one follow each other, so that it marks the images once.
@@ -289,6 +329,8 @@ def parts(
                 partial(convention_rows, images, method), **own)  # fmt: skip
         if method.key in codes:
             add(f"codes-{method.key}", "codes", partial(code_rows, images, method), **own)
+        if method.locate is not None:
+            add(f"pasted-{method.key}", "pasted", partial(pasted_rows, images, method), **own)
     if chroma_psnr is not None:
         add("chroma", "chroma", partial(chroma_rows, images, chroma_psnr), psnr=chroma_psnr)
     return found

@@ -1,7 +1,7 @@
 """Reading Table 1 as `medsign_lite.table1` recorded it: rows to show, figures to judge.
 
-A record's values are "rows", "curves", "conventions", "codes", "chroma" and "gains", lists of dicts
-that `table1_measurements` and `matched_quality` describe.
+A record's values are "rows", "curves", "conventions", "codes", "pasted", "chroma" and "gains", all
+lists of dicts that `table1_measurements` and `matched_quality` describe.
 """
 
 from collections.abc import Mapping

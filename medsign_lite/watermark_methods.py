@@ -41,6 +41,8 @@ class WatermarkMethod:
         read: (B, 3, h, w) in [0, 1] to logits (B, K).
         settings: what its figures depend on: parameters, digests of weights and message; no path.
         at_psnr: makes the same method at another PSNR in dB; None if its residual may be scaled.
+        locate: (B, 3, h, w) in [0, 1] to how likely each pixel is marked, (B, h, w) in [0, 1]; None
+            if the method cannot say.
     """
 
     key: str
@@ -50,6 +52,7 @@ class WatermarkMethod:
     read: Callable[[Tensor], Tensor]
     settings: dict
     at_psnr: Callable[[float], "WatermarkMethod"] | None = None
+    locate: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.message.ndim != 1:
@@ -151,6 +154,7 @@ def wam_kind(watermark: LocalisedWatermark, *, psnr: float) -> WatermarkMethod:
         key="wam-kind", title=f"{NAME}, {watermark.bits} bits", message=message,
         write=torch.no_grad()(write),
         read=torch.no_grad()(lambda images: watermark.extract(images.to(device))),
+        locate=torch.no_grad()(lambda images: watermark.detect(images.to(device))),
         settings={"psnr": psnr, "bits": watermark.bits, "weights": weights},
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from medsign_lite.marked_regions import attack_with_region, random_regions, splice
+from medsign_lite.marked_regions import attack_with_region, random_patches, random_regions, splice
 
 
 def generator(seed=0):
@@ -51,6 +51,16 @@ def test_random_regions_without_figures_are_all_or_nothing():
 def test_random_regions_repeat_with_the_seed():
     one, same, other = (random_regions(8, (16, 16), generator=generator(s)) for s in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_random_patches_are_parts_of_the_image():
+    patches = random_patches(200, (64, 64), generator=generator())
+    share = patches.mean(dim=(1, 2, 3))
+    assert patches.shape == (200, 1, 64, 64) and set(patches.unique().tolist()) == {0.0, 1.0}
+    assert share.min() > 0.04 and share.max() <= 0.81
+    rows, columns = (patches.amax(dim=dim).sum(dim=-1)[:, 0] for dim in (3, 2))
+    whole = patches.sum(dim=(1, 2, 3)) == rows * columns  # else an ellipse
+    assert 0.35 < whole.float().mean() < 0.65
 
 
 def test_splice_changes_nothing_outside_the_region():

@@ -7,6 +7,8 @@ from medsign_lite import held_out, paper_drawings
 from medsign_lite.data import Record, write_manifest
 from medsign_lite.held_out import TABLE_SEED
 from medsign_lite.latent_diffusion import copy_decoder, sample, save_decoder
+from medsign_lite.localised_watermark import LocalisedConfig, LocalisedWatermark
+from medsign_lite.paper_figures import pasted_figure
 from medsign_lite.results import read_result
 
 
@@ -72,17 +74,32 @@ def test_main_draws_both_figures_and_records_what_they_are_of(pipeline, tmp_path
     paper_drawings.main([
         "--data", str(tmp_path / "manifest.csv"), "--out", str(out), "--weights", str(weights),
         "--decoder", f"Plain={variants}/plain_{{modality}}", "--steps", "2",
-        "--images", "1",
+        "--images", "1", "--localised", str(tmp_path / "none"),
     ])  # fmt: skip
     for number in (2, 3):
         with Image.open(out / f"paper_fig{number}.png") as picture:
             assert picture.size[0] > 400
     document = read_result(out / "paper_figures.json")
     assert document["config"]["decoders"] == ["Plain", "MedSign"]
-    assert document["config"]["images"] == 1
+    assert document["config"]["images"] == 1 and document["config"]["localised"] is None
+    assert not (out / "pasted_patch.png").exists()
     used = document["values"]["images"]
     assert [used[modality]["id"] for modality in used] == ["chest-1", "fundus-1"]
     assert str(tmp_path) not in str(document)
+
+
+def test_a_patch_of_one_image_is_pasted_into_another():
+    torch.manual_seed(0)
+    watermark = LocalisedWatermark(LocalisedConfig(bits=8, channels=16)).eval()
+    image, other = torch.rand(2, 3, 32, 32)
+    found = paper_drawings.paste(watermark, image, other, title="chest")
+    outside = ~found.patch
+    assert torch.equal(found.picture[:, outside], other[:, outside])
+    assert 0 < (found.picture - image)[:, found.patch].abs().max() < 0.2
+    assert found.likely.shape == (32, 32)
+    figure = pasted_figure([found, found])
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["chest: a patch is marked",
+                                                          "likely marked"]  # fmt: skip
 
 
 @pytest.mark.parametrize("pair", ["plain", "=folder_{modality}", "Plain=folder"])

@@ -19,8 +19,9 @@ from medsign_lite.table1_measurements import (
     curve_rows,
     method_row,
     parts,
+    pasted_rows,
 )
-from medsign_lite.watermark_methods import dct_dwt, of_decoder
+from medsign_lite.watermark_methods import WatermarkMethod, dct_dwt, of_decoder
 
 
 def generator():
@@ -101,6 +102,27 @@ def test_code_rows_trade_bits_for_whole_messages(images, marking):
         assert whole["plain"] <= whole["repeated"] and whole["plain"] <= whole["golay"]
         assert all(row["whole_low"] <= row["whole"] <= row["whole_high"] for row in rows)
     assert whole.keys() == {"plain", "repeated", "golay"}
+
+
+def test_pasted_rows_find_the_patch_and_nothing_else():
+    class Dark(TableImages):
+        originals = 0.3 * torch.rand(4, 3, 48, 48, generator=generator())
+
+    dark = Dark(vae=None, latents=torch.zeros(4, 4, 6, 6), resamples=10)
+    method = WatermarkMethod(
+        key="wam-kind", title="bright is marked", message=torch.zeros(4), settings={},
+        write=lambda image, latents, generator: torch.full_like(image, 0.8),
+        read=lambda image: -image.mean(dim=(1, 2, 3))[:, None].expand(-1, 4),
+        locate=lambda image: (image.mean(dim=1) > 0.5).float(),
+    )  # fmt: skip
+    plain, bright, jpeg = pasted_rows(dark, method, generator())
+    assert (plain["iou"], plain["found"], plain["alarm"]) == (1, 1, 0)
+    assert 0.04 < plain["area"] < 0.81 and plain["images"] == 4 and plain["bit_accuracy"] == 1
+    assert bright["attack"] == "brightness" and bright["found"] == 1
+    assert 0 < bright["alarm"] < 0.5 and bright["iou"] < 1  # some of the dark is bright now
+    assert jpeg["attack"] == "jpeg" and jpeg["iou"] > 0.7  # its borders are blurred
+    assert "pasted-wam-kind" in parts(dark, [method])
+    assert "pasted-dct-dwt" not in parts(dark, [dct_dwt(psnr=36.0)])
 
 
 def test_chroma_rows_show_what_a_grey_file_leaves(images):
