@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medsign_lite.attacks import PAPER_ATTACKS
-from medsign_lite.results import read_result
+from medsign_lite.results import ROOT, read_result
 from medsign_lite.rows import with_interval
 from medsign_lite.table1_weights import OWN, ROWS
 
@@ -58,6 +58,29 @@ def read_table1(*paths: str | Path) -> dict:
     if first is None:
         raise ValueError("expected at least one record of Table 1, got none")
     return {"values": values, "config": first[1]}
+
+
+def recorded_table1(
+    modality: str, weights: str | None, folder: str | Path = ROOT / "results"
+) -> tuple[dict, str]:
+    """The values of the recorded table if they are of these weights, and a sentence that says so.
+
+    Args:
+        weights: their fingerprint (`checkpoints.weights_fingerprint` of `attacker.weights_of`);
+            None for weights that nothing is recorded of.
+
+    Returns:
+        The values, or {}; and what is recorded, or why there is nothing to compare with.
+    """
+    path = Path(folder) / f"table1_{modality}.json"
+    if not path.is_file():
+        return {}, f"no Table 1 of {modality} is recorded yet"
+    document = read_table1(path)
+    if weights is None or document["config"]["weights"] != weights:
+        return {}, f"the recorded Table 1 of {modality} is of other weights"
+    missing = missing_rows(document["values"])
+    lacking = f", without {', '.join(missing)}" if missing else ""
+    return document["values"], f"recorded: {document['config']['images']} images{lacking}"
 
 
 def _identity(row: Mapping) -> tuple:

@@ -16,6 +16,7 @@ from medsign_lite.table1_record import (
     missing_rows,
     nearest_rung,
     read_table1,
+    recorded_table1,
     smallest_gain,
 )
 from medsign_lite.table1_weights import ROWS
@@ -64,6 +65,19 @@ def test_flat_row_has_the_papers_columns_and_can_be_shown():
     assert flat["unmarked_bit_accuracy"] == 0.5 and flat["fitted_rate"] == pytest.approx(5e-6)
     shown = table([flat], ["method", *COLUMNS], decimals=2)
     assert shown["rotation"][0] == "0.90 [0.89, 0.91]" and shown["psnr"][0].startswith("41.40")
+
+
+def test_recorded_table1_is_of_these_weights_or_says_why_not(tmp_path):
+    assert recorded_table1("chest", "w", tmp_path) == ({}, "no Table 1 of chest is recorded yet")
+    record_result(tmp_path / "table1_chest.json", made_up_table(), CONFIG)
+    values, why = recorded_table1("chest", "w", tmp_path)
+    assert len(values["rows"]) == len(ROWS) and why == "recorded: 500 images"
+    for other in ("v", None):
+        values, why = recorded_table1("chest", other, tmp_path)
+        assert values == {} and "of other weights" in why
+    partly = made_up_table() | {"rows": [made_up(key) for key in ROWS if key != "wam-kind"]}
+    record_result(tmp_path / "table1_chest.json", partly, CONFIG)
+    assert recorded_table1("chest", "w", tmp_path)[1] == "recorded: 500 images, without wam-kind"
 
 
 def test_read_table1_joins_records_and_the_later_one_counts(tmp_path):
