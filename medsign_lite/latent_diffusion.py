@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 Autoencoder = AutoencoderKL | AutoencoderTiny
+ORIGIN_TOLERANCE = 0.01  # half precision stays within a tenth of it, another training does not
 
 
 def scale_factor(vae: Autoencoder) -> int:
@@ -73,6 +74,7 @@ class LatentDecoder(nn.Module):
         # Stable Diffusion 1 and 2 have a factor only; a tiny autoencoder has a factor of one.
         self.scaling_factor = vae.config.scaling_factor
         self.shift_factor = getattr(vae.config, "shift_factor", None) or 0.0
+        self.origin: list[float] | None = None  # of a copy: see `copy_decoder`
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode.
@@ -88,8 +90,16 @@ class LatentDecoder(nn.Module):
 
 
 def copy_decoder(vae: Autoencoder) -> LatentDecoder:
-    """A trainable copy of the autoencoder's decoder; the autoencoder stays as it is."""
-    return copy.deepcopy(LatentDecoder(vae)).requires_grad_(True)
+    """A trainable copy of the autoencoder's decoder; the autoencoder stays as it is.
+
+    Its `origin`, which is saved with it, says which autoencoder that was: mean and standard
+    deviation of each colour of what the original decoder draws of latents that are always the same.
+    """
+    decoder = copy.deepcopy(LatentDecoder(vae)).requires_grad_(True)
+    size = (1, vae.config.latent_channels, 4, 4)
+    drawn = decode(vae, torch.randn(size, generator=torch.Generator().manual_seed(0)))
+    decoder.origin = [*drawn.mean(dim=(0, 2, 3)).tolist(), *drawn.std(dim=(0, 2, 3)).tolist()]
+    return decoder
 
 
 def install(decoder: LatentDecoder, pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
@@ -116,18 +126,28 @@ def save_decoder(
     dtype: torch.dtype | None = torch.float16,
 ) -> Path:
     """Write a decoder's weights with the configuration of the run that made it."""
-    return save_checkpoint(folder, decoder.state_dict(), {**config, "kind": "decoder"}, dtype=dtype)
+    config = {**config, "kind": "decoder", "origin": getattr(decoder, "origin", None)}
+    return save_checkpoint(folder, decoder.state_dict(), config, dtype=dtype)
 
 
 def load_decoder(folder: str | Path, vae: Autoencoder) -> tuple[LatentDecoder, dict]:
     """Read a decoder that was made from this autoencoder, and its configuration.
 
     Raises:
-        ValueError: if the weights are of another architecture.
+        ValueError: if the weights are of another architecture, or were made from the decoder of
+            another autoencoder: they would draw something else of this one's latents.
     """
     state, config = load_checkpoint(folder, kind="decoder")
     decoder = copy_decoder(vae)
     load_strictly(decoder, state, name=f"decoder {folder}")
+    if origin := config.get("origin"):
+        pairs = zip(origin, decoder.origin, strict=True)
+        apart = max(abs(then - now) for then, now in pairs)
+        if not apart <= ORIGIN_TOLERANCE:
+            raise ValueError(
+                f"decoder {folder} was made from another autoencoder than this pipeline's: their "
+                f"original decoders differ by {apart:.2g} in what they draw of the same latents"
+            )
     return freeze(decoder), config
 
 

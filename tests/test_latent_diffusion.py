@@ -1,5 +1,7 @@
 """The diffusers boundary: ranges, scaling, seeds, and decoders that can be swapped."""
 
+import copy
+
 import pytest
 import torch
 
@@ -154,6 +156,26 @@ def test_decoder_of_another_autoencoder_is_refused(pipeline, tmp_path):
     save_decoder(tmp_path, copy_decoder(tiny_autoencoder()), {}, dtype=None)
     with pytest.raises(ValueError, match="another architecture"):
         load_decoder(tmp_path, pipeline.vae)
+
+
+def test_a_decoder_knows_its_autoencoder_after_training_and_in_half_precision(pipeline, tmp_path):
+    decoder = copy.deepcopy(copy_decoder(pipeline.vae))  # as running averages are made
+    with torch.no_grad():
+        decoder.decoder.conv_out.weight.mul_(-3)
+    save_decoder(tmp_path, decoder, {"message": "01"})
+    half = copy.deepcopy(pipeline.vae).to(torch.bfloat16)
+    assert load_decoder(tmp_path, half)[1]["origin"] == decoder.origin
+    with torch.no_grad():
+        half.decoder.conv_out.bias.add_(0.1)
+    with pytest.raises(ValueError, match=r"was made from another autoencoder .* differ by 0\.0"):
+        load_decoder(tmp_path, half)
+
+
+def test_a_decoder_without_an_origin_is_taken_as_it_is(pipeline, tmp_path):
+    decoder = copy_decoder(pipeline.vae)
+    decoder.origin = None
+    save_decoder(tmp_path, decoder, {})
+    assert load_decoder(tmp_path, pipeline.vae)[1]["origin"] is None
 
 
 def test_pipeline_folder_round_trip(pipeline, folder):
