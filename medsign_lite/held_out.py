@@ -192,7 +192,7 @@ def localisation_on_phantoms(
         cas: keyword arguments of `select_token`.
     """
     size = image_size(pipeline)
-    maps, shuffled, prior, masks, findings, sides = [], [], [], [], [], []
+    maps, shuffled, prior, masks, findings, sides, images = [], [], [], [], [], [], []
 
     def full(map: Tensor) -> Tensor:
         return scale_attention(F.interpolate(map[None, None], size, mode="bilinear")[0, 0])
@@ -221,6 +221,7 @@ def localisation_on_phantoms(
                 masks.append(mask)
                 findings.append(finding)
                 sides.append(side)
+                images.append(r.id)
     if not maps:
         raise ValueError("no record has a finding with a word and a mask: nothing to localise")
     return localisation_rows(
@@ -228,6 +229,7 @@ def localisation_on_phantoms(
         torch.stack(masks),
         findings,
         sides=sides,
+        images=images,
         controls={"shuffled token": torch.stack(shuffled), "anatomical prior": torch.stack(prior)},
         generator=generator,
         resamples=resamples,

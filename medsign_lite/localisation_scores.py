@@ -12,7 +12,6 @@ from torch import Tensor
 
 from medsign_lite.metrics import (
     best_iou,
-    bootstrap_means,
     contrast_to_noise,
     interval_of,
     iou_at,
@@ -34,6 +33,7 @@ def localisation_rows(
     findings: Sequence[str],
     *,
     sides: Sequence[str] | None = None,
+    images: Sequence[str] | None = None,
     controls: Mapping[str, Batches] | None = None,
     threshold: float = 0.5,
     generator: torch.Generator,
@@ -48,6 +48,8 @@ def localisation_rows(
         findings: N names, the finding that each map and mask is of.
         sides: N of "right", "left", "superior", "inferior" (the patient's), or anything else
             where no half of the image is expected, such as "bilateral" and "".
+        images: N names, the image that each map is of, where several are of one: its findings were
+            seen together, and are drawn together for the intervals. Default: each of its own.
         controls: maps of the same layout to hold against, by name.
         threshold: of the fixed IoU.
         generator, resamples, batch_size: of the intervals and of tensors, as in `evaluation`.
@@ -57,13 +59,20 @@ def localisation_rows(
         each finding weighs the same. Keys: map, finding, images, cnr (signed), auc, iou_best,
         iou (at the threshold), pointing, each with its interval; side_correct with its interval
         and sided, the number of maps it is of, where there are any ("mean" pools them); and for
-        controls cnr_margin, attention's CNR minus the control's, paired by image. Maps are taken
-        for independent, also those of several findings of one image.
+        controls cnr_margin, attention's CNR minus the control's, paired by image.
+
+    Raises:
+        ValueError: for other numbers of findings, sides or images than maps.
     """
     scores = _score_all(
         {OWN: maps} | dict(controls or {}), masks, len(findings), sides, threshold, batch_size
     )
     options = {"resamples": resamples, "generator": generator}
+    names = range(len(findings)) if images is None else images
+    if len(names) != len(findings):
+        raise ValueError(f"expected one image per finding, {len(findings)}, got {len(names)}")
+    numbers = {image: number for number, image in enumerate(dict.fromkeys(names))}
+    of_image = torch.tensor([numbers[image] for image in names])  # (N,)
     rows = []
     for name, own in scores.items():
         if name != OWN:
@@ -76,11 +85,11 @@ def localisation_rows(
             row = {"map": name, "finding": finding, "images": int(chosen.sum())}
             for score, values in own.items():
                 if score == "side_correct":
-                    row |= _side_row(values[chosen])
+                    row |= _side_row(values[chosen], of_image[chosen])
                 else:
                     row |= mean_row(score, values[chosen], **options)
             rows.append(row)
-        rows.append(_macro_row(name, own, groups, resamples, generator))
+        rows.append(_macro_row(name, own, groups, of_image, resamples, generator))
     return rows
 
 
@@ -127,30 +136,40 @@ def _side_correct(map: Tensor, sides: Sequence[str]) -> Tensor:
     return correct
 
 
-def _side_row(correct: Tensor) -> dict:
-    sided = correct[~correct.isnan()]
-    return share_row("side_correct", sided > 0.5) | {"sided": len(sided)} if len(sided) else {}
+def _side_row(correct: Tensor, of_image: Tensor) -> dict:
+    is_sided = ~correct.isnan()
+    if not is_sided.any():
+        return {}
+    images = len(of_image[is_sided].unique())
+    row = share_row("side_correct", correct[is_sided] > 0.5, images=images)
+    return row | {"sided": int(is_sided.sum())}
 
 
 def _macro_row(
     name: str,
     scores: dict[str, Tensor],
     groups: dict[str, Tensor],
+    of_image: Tensor,
     resamples: int,
     generator: torch.Generator,
 ) -> dict:
-    """The mean over findings, each of the same weight; images are resampled within findings."""
+    """The mean over findings, each of the same weight; images are drawn with all their maps."""
     row: dict = {"map": name, "finding": "mean", "images": len(scores["cnr"])}
+    count = int(of_image.max()) + 1
+    drawn = torch.randint(count, (resamples, count), generator=generator)
+    times = torch.zeros(resamples, count, dtype=torch.float64)
+    times.scatter_add_(1, drawn, torch.ones_like(times))
+    weights = times[:, of_image]  # (resamples, N): how often each map was drawn
     for score, values in scores.items():
         if score == "side_correct":
-            row |= _side_row(values)  # of all sided images
+            row |= _side_row(values, of_image)  # of all sided images
             continue
-        kept = [values[chosen] for chosen in groups.values()]
-        means = [bootstrap_means(group, resamples, generator=generator) for group in kept]
-        low, high = interval_of(torch.stack(means).mean(dim=0))
-        row |= {
-            score: float(torch.stack([group.double().mean() for group in kept]).mean()),
-            f"{score}_low": low,
-            f"{score}_high": high,
-        }
+        means = []
+        for chosen in groups.values():
+            own = weights[:, chosen]
+            means.append((own @ values[chosen].double()) / own.sum(dim=1))
+        # A rare finding may be in no image that was drawn: then the others make the mean.
+        low, high = interval_of(torch.stack(means).nanmean(dim=0))
+        whole = torch.stack([values[chosen].double().mean() for chosen in groups.values()]).mean()
+        row |= {score: float(whole), f"{score}_low": low, f"{score}_high": high}
     return row

@@ -79,6 +79,30 @@ def test_rows_do_not_depend_on_batches_and_repeat():
     assert streamed == whole
 
 
+def test_maps_of_one_image_are_drawn_together():
+    """Four findings that always fail together say as much as one: the interval must not shrink."""
+    generator_ = generator()
+    masks = torch.zeros(80, 8, 8, dtype=torch.bool)
+    masks[:, :4, :4] = True
+    good = torch.rand(20, generator=generator_) < 0.5  # of each image
+    maps = torch.where(good.repeat_interleave(4)[:, None, None], masks.float(), 1 - masks.float())
+    findings, images = ["a", "b", "c", "d"] * 20, [i // 4 for i in range(80)]
+    sides = ["right"] * 80
+    options = {"resamples": 400, "sides": sides}
+    apart, together = (
+        localisation_rows(maps, masks, findings, generator=generator(1), images=names, **options)[
+            -1
+        ]
+        for names in (None, images)
+    )
+    assert apart["pointing"] == together["pointing"] == pytest.approx(float(good.double().mean()))
+    for score in ("pointing", "side_correct"):
+        width = [row[f"{score}_high"] - row[f"{score}_low"] for row in (apart, together)]
+        assert 1.7 < width[1] / width[0] < 2.4  # twice: a quarter of the trials
+    with pytest.raises(ValueError, match="one image per finding, 80, got 3"):
+        localisation_rows(maps, masks, findings, generator=generator(), images=[1, 2, 3])
+
+
 def test_threshold_of_the_fixed_iou():
     maps, masks = located()
     rows = rows_of(maps, masks, threshold=0.0)
