@@ -122,6 +122,12 @@ def check_readable(
             ) from error
 
 
+def attacked_logits(method: WatermarkMethod, pictures: Tensor, attack: Attack) -> Tensor:
+    """Logits (N, K) of pictures (N, 3, H, W) after an attack, on the CPU."""
+    parts = [extract_logits(method.read, attack(part)) for part in pictures.split(64)]
+    return torch.cat(parts)
+
+
 def method_row(
     images: TableImages, method: WatermarkMethod, generator: torch.Generator
 ) -> list[dict]:
@@ -154,8 +160,7 @@ def unmarked_rows(images: TableImages, method: WatermarkMethod) -> list[dict]:
     """
     rows, rate = [], images.false_positive_rate
     for name, attack in PAPER_ATTACKS.items():
-        parts = images.originals.split(64)
-        logits = torch.cat([extract_logits(method.read, attack(part)) for part in parts]).cpu()
+        logits = attacked_logits(method, images.originals, attack)
         fitted = fitted_false_positive_rate(logits, method.message, rate)
         row = {"attack": name, "rate": rate, "fitted_rate": fitted}
         if images.empirical_rate is not None:
@@ -228,8 +233,8 @@ def code_rows(
     marked = quantise(images.drawn(method)[0])
     rows = []
     for name, attack in PAPER_ATTACKS.items():
-        parts = [extract_logits(method.read, attack(part)) for part in marked.split(64)]
-        for code, whole in read_whole(torch.cat(parts), method.message).items():
+        logits = attacked_logits(method, marked, attack)
+        for code, whole in read_whole(logits, method.message).items():
             payload = method.bits if code == "plain" else method.bits // 2
             row = {"row": method.key, "attack": name, "code": code, "payload": payload}
             rows.append(row | share_row("whole", whole))
@@ -257,9 +262,9 @@ def pasted_rows(
     inside, rows = patch[:, 0].bool(), []  # (N, H, W)
     area = inside.double().mean(dim=(1, 2))
     for name in UNMOVED:
-        parts = [PAPER_ATTACKS[name](part) for part in pictures.split(64)]
-        seen = torch.cat([method.locate(part).cpu() for part in parts]) >= 0.5
-        logits = torch.cat([extract_logits(method.read, part) for part in parts])
+        attack = PAPER_ATTACKS[name]
+        parts = [method.locate(attack(part)).cpu() for part in pictures.split(64)]
+        seen, logits = torch.cat(parts) >= 0.5, attacked_logits(method, pictures, attack)
         values = {
             "area": area,
             "iou": (seen & inside).sum(dim=(1, 2)) / (seen | inside).sum(dim=(1, 2)),
