@@ -75,11 +75,11 @@ build/phantoms/manifest.csv: | $(STAMP)
 	$(PY) -m data_prep.phantoms --out $(@D) --train 10000 --validation 500 --test 500
 
 gates: $(GATE_PHANTOMS) $(STAMP)
-	$(PY) -m medsign_lite.gates --data $<
+	$(PY) -m medsign_lite.records.gates --data $<
 
 # The recorded figures, from 500 images of each modality; goes on where it was if it is killed.
 record: $(RECORD_PHANTOMS) $(STAMP)
-	$(PY) -m medsign_lite.gates --data $< --record --images 500
+	$(PY) -m medsign_lite.records.gates --data $< --record --images 500
 
 # Everything under results/ that is not of these weights, in order, for hours; goes on likewise.
 # What is current, and the command of each: .venv/bin/python -m medsign_lite.recorded --list

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from medsign_lite.ablations import recipe_of
 from medsign_lite.attacks import PAPER_ATTACKS
 from medsign_lite.checkpoints import load_checkpoint, weights_fingerprint
 from medsign_lite.data import MODALITIES
@@ -32,11 +31,12 @@ from medsign_lite.latent_diffusion import (
     load_decoder,
     load_pipeline,
 )
-from medsign_lite.matched_quality import curve_row, match_psnr
 from medsign_lite.messages import random_message
 from medsign_lite.perceptual import perceptual_of
-from medsign_lite.processor import tune_processor
 from medsign_lite.results import record_result
+from medsign_lite.tables.ablations import recipe_of
+from medsign_lite.tables.matched_quality import curve_row, match_psnr
+from medsign_lite.training.processor import tune_processor
 
 
 def variants(recipe: dict) -> dict[str, dict]:

@@ -23,6 +23,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from benchmarks.real_radiographs import cached_radiographs
+from medsign_lite.baselines.published_extractor import TEMPERATURE, load_published_extractor
 from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import load_mask
 from medsign_lite.evaluation import evaluate_attacks, quality_row
@@ -34,9 +35,8 @@ from medsign_lite.latent_diffusion import BUNDLED, copy_decoder, decode, freeze
 from medsign_lite.losses import LossWeights
 from medsign_lite.messages import random_message
 from medsign_lite.perceptual import perceptual_loss
-from medsign_lite.processor import tune_processor
-from medsign_lite.published_extractor import TEMPERATURE, load_published_extractor
 from medsign_lite.results import record_result
+from medsign_lite.training.processor import tune_processor
 
 OUTLINES = ("ggo", "consolidation")  # of cxr_masks; the others are the lungs
 WEIGHTS = LossWeights(image=1.0, message=5.0, total_variation=2.0, preservation=20_000.0)

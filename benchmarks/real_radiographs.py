@@ -28,8 +28,8 @@ from medsign_lite.messages import random_message
 from medsign_lite.perceptual import perceptual_loss
 from medsign_lite.pretraining import CHOICES
 from medsign_lite.pretraining import fit as fit_extractor
-from medsign_lite.processor import tune_processor
 from medsign_lite.results import record_result
+from medsign_lite.training.processor import tune_processor
 
 
 def cached_radiographs(

@@ -26,7 +26,7 @@ from data_prep.parallel import in_parallel
 from data_prep.pixels import Box, Unusable, box_mask, square
 from data_prep.splits import check_patients
 from medsign_lite.data import MODALITIES, SPLITS, Record, write_manifest
-from medsign_lite.dicom import DICOM_ENDINGS, import_pydicom, is_dicom
+from medsign_lite.deployment.dicom import DICOM_ENDINGS, import_pydicom, is_dicom
 from medsign_lite.files import whole_file
 
 CLAIM = "conversion.json"

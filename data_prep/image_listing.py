@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from data_prep.pixels import Unusable
-from medsign_lite.dicom import DICOM_ENDINGS, is_dicom
+from medsign_lite.deployment.dicom import DICOM_ENDINGS, is_dicom
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *DICOM_ENDINGS)
 

@@ -2,7 +2,7 @@
 
 More than 8 bits are stretched to their own range: a detector's numbers have no common scale.
 Transparency becomes black. The tag that says which way is up is followed. A DICOM file is shown as
-it asks to be (`medsign_lite.dicom`).
+it asks to be (`medsign_lite.deployment.dicom`).
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_prep.pixels import Unusable, stretch
-from medsign_lite.dicom import is_dicom, read_dicom
+from medsign_lite.deployment.dicom import is_dicom, read_dicom
 
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 

@@ -16,16 +16,10 @@ from pathlib import Path
 
 import torch
 
-from medsign_lite import (
-    autoencoder_training,
-    decoder_recipe,
-    denoiser_training,
-    finetuning,
-    judges,
-    pretraining,
-    sample_cache,
-)
-from medsign_lite.keys import SHIPPED, registry_of_decoders, write_registry
+from medsign_lite import decoder_recipe, finetuning, pretraining, sample_cache
+from medsign_lite.deployment.keys import SHIPPED, registry_of_decoders, write_registry
+from medsign_lite.generator import autoencoder_training, denoiser_training
+from medsign_lite.judges import judge_training
 from medsign_lite.latent_diffusion import BUNDLED
 from medsign_lite.results import read_result, record_result
 
@@ -72,7 +66,7 @@ def stages(
         publish(work / "denoiser" / "pipeline", "pipeline")
 
     def judge(kind: str, name: str, *options: str | Path) -> None:
-        run(judges, name, kind, "--data", data, *options)
+        run(judge_training, name, kind, "--data", data, *options)
         made = work / f"{name}_weights"
         made.mkdir(exist_ok=True)
         for file in ("model.safetensors", "config.json"):

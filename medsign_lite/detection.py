@@ -17,10 +17,10 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medsign_lite.evaluation_mode import evaluation_mode
 from medsign_lite.extractor import MINIMUM_SIDE
 from medsign_lite.images import check_image, load_image
 from medsign_lite.messages import check_message, message_from_string, message_to_string
+from medsign_lite.training.evaluation_mode import evaluation_mode
 
 
 def p_value(matching: int, bits: int) -> float:

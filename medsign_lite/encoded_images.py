@@ -20,7 +20,7 @@ from medsign_lite.files import whole_file
 from medsign_lite.images import central_crop, load_image, resize
 from medsign_lite.latent_diffusion import Autoencoder, encode, scale_factor
 from medsign_lite.shards import check_disk, join_shards, write_shard
-from medsign_lite.training_state import check_settings, plain_settings
+from medsign_lite.training.training_state import check_settings, plain_settings
 
 SHARD = 256  # images
 

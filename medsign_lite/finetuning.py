@@ -25,8 +25,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from medsign_lite.attacks import PAPER_ATTACKS, check_training_attacks
-from medsign_lite.averaging import update_average
-from medsign_lite.budgets import Budget, log_row
 from medsign_lite.checkpoints import digest
 from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.extractor import AnyExtractor, load_extractor
@@ -40,12 +38,18 @@ from medsign_lite.messages import (
     message_to_string,
     random_message,
 )
-from medsign_lite.optimisers import OPTIMISERS, decoder_optimiser
 from medsign_lite.perceptual import perceptual_loss
-from medsign_lite.precision import PRECISIONS
-from medsign_lite.processes import Processes
-from medsign_lite.processor import tune_processor
-from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
+from medsign_lite.training.averaging import update_average
+from medsign_lite.training.budgets import Budget, log_row
+from medsign_lite.training.optimisers import OPTIMISERS, decoder_optimiser
+from medsign_lite.training.precision import PRECISIONS
+from medsign_lite.training.processes import Processes
+from medsign_lite.training.processor import tune_processor
+from medsign_lite.training.training_state import (
+    load_training_state,
+    plain_settings,
+    save_training_state,
+)
 
 __all__ = ["evaluate", "finetune_step", "fit", "main", "read_message"]
 

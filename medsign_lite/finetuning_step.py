@@ -18,9 +18,9 @@ from medsign_lite.losses import (
     weighted_sum,
 )
 from medsign_lite.metrics import bit_accuracy, psnr, ssim
-from medsign_lite.precision import mixed_precision
 from medsign_lite.pretraining import read_under_attack
-from medsign_lite.processes import Processes, descend
+from medsign_lite.training.precision import mixed_precision
+from medsign_lite.training.processes import Processes, descend
 
 
 def as_seen(image: Tensor, original: Tensor) -> Tensor:

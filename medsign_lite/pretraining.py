@@ -22,7 +22,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medsign_lite.attacks import PAPER_ATTACKS, check_training_attacks, random_attack
-from medsign_lite.budgets import Budget, log_row
 from medsign_lite.curriculum import (
     SPECTRAL_CURRICULUM,
     Curriculum,
@@ -31,7 +30,6 @@ from medsign_lite.curriculum import (
     learning_rate_factor,
     random_crops,
 )
-from medsign_lite.evaluation_mode import evaluation_mode
 from medsign_lite.extractor import (
     AnyConfig,
     AnyEmbedder,
@@ -48,11 +46,17 @@ from medsign_lite.images import quantise
 from medsign_lite.losses import message_loss
 from medsign_lite.messages import random_messages
 from medsign_lite.metrics import bit_accuracy, psnr
-from medsign_lite.precision import mixed_precision
-from medsign_lite.processes import Processes, descend
-from medsign_lite.processor import tune_processor
 from medsign_lite.spectral import SpectralConfig
-from medsign_lite.training_state import load_training_state, plain_settings, save_training_state
+from medsign_lite.training.budgets import Budget, log_row
+from medsign_lite.training.evaluation_mode import evaluation_mode
+from medsign_lite.training.precision import mixed_precision
+from medsign_lite.training.processes import Processes, descend
+from medsign_lite.training.processor import tune_processor
+from medsign_lite.training.training_state import (
+    load_training_state,
+    plain_settings,
+    save_training_state,
+)
 
 CHOICES = {  # configuration, curriculum, learning rate
     "spectral": (SpectralConfig, SPECTRAL_CURRICULUM, 4e-3),

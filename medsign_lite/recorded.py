@@ -20,11 +20,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medsign_lite import attacker, table1_weights, table2
+from medsign_lite.adversary import attacker
 from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import MODALITIES
-from medsign_lite.gate_measurements import settings_of, weights_of
+from medsign_lite.records.gate_measurements import settings_of, weights_of
 from medsign_lite.results import ROOT, read_result
+from medsign_lite.tables import table1_weights, table2
 
 WEIGHTS = ROOT / "medsign_lite" / "weights"
 RESULTS = ROOT / "results"
@@ -57,7 +58,7 @@ class Step:
 
 
 def _gate(name: str) -> Step:
-    command = f"medsign_lite.gates --data MANIFEST --record --images {IMAGES} --only {name}"
+    command = f"medsign_lite.records.gates --data MANIFEST --record --images {IMAGES} --only {name}"
     settings = {"images": IMAGES, "seed": 0}
     return Step(
         command=f"{command} --results RESULTS", output=f"{name}.json", parts=weights_of(name),
@@ -67,13 +68,13 @@ def _gate(name: str) -> Step:
 
 def _of_modality(
     module: str,
-    name: str,
     modality: str,
     *,
     parts: tuple[str, ...],
     needs: tuple = (),
     more: str = "",
 ) -> Step:
+    name = module.split(".")[-1]
     command = (
         f"medsign_lite.{module} --modality {modality} --images {IMAGES} --data MANIFEST "
         f"--work WORK --out RESULTS/{name}_{modality}.json"
@@ -90,15 +91,15 @@ REAL = "../shared/data"
 # In this order; a new recorded file gets a line here.
 STEPS = {step.name: step for step in (
     *map(_gate, GATES),
-    *(_of_modality("attacker", "attacker", m, parts=attacker.weights_of(m)) for m in MODALITIES),
-    *(_of_modality("table1", "table1", m, parts=attacker.weights_of(m), needs=tuple(
+    *(_of_modality("adversary.attacker", m, parts=attacker.weights_of(m)) for m in MODALITIES),
+    *(_of_modality("tables.table1", m, parts=attacker.weights_of(m), needs=tuple(
         f"build/baselines/{folder}" for folder in table1_weights.made(m)
     )) for m in MODALITIES),
-    *(_of_modality("table2", "table2", m, parts=table2.weights_of(m), needs=(
+    *(_of_modality("tables.table2", m, parts=table2.weights_of(m), needs=(
         f"build/variants_{m}/medsign/seed-0/decoder", "medsign_lite/weights/classifier_mixer",
     ), more=f" --variants build/variants_{m}") for m in MODALITIES),
-    Step(command=f"medsign_lite.paper_drawings --data MANIFEST --images {IMAGES} --out RESULTS",
-         output="paper_figures.json", settings={"images": IMAGES}),
+    Step(command="medsign_lite.tables.paper_drawings --data MANIFEST --out RESULTS "
+         f"--images {IMAGES}", output="paper_figures.json", settings={"images": IMAGES}),
     Step(command="benchmarks.attention --output RESULTS/attention_benchmark.json",
          output="attention_benchmark.json", parts=()),
     Step(command="benchmarks.decoder_recipe --cache build/weights/cache_chest "

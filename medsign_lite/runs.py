@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from medsign_lite.files import whole_file
-from medsign_lite.processor import tune_processor
 from medsign_lite.profiles import Profile, coerce
 from medsign_lite.profiles import profile as preset  # `open_run` has a parameter of that name
 from medsign_lite.results import ROOT, check_space, record_result, write_json
+from medsign_lite.training.processor import tune_processor
 
 COMMON_PARAMETERS = ("profile", "seed", "run_folder", "pipeline", "data")
 BUNDLED_PIPELINE = Path(__file__).resolve().parent / "weights" / "pipeline"

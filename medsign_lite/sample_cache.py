@@ -33,10 +33,10 @@ from medsign_lite.latent_diffusion import (
 from medsign_lite.localisation import pathology_map, word_tokens
 from medsign_lite.map_variants import MAP_KINDS
 from medsign_lite.memory_estimate import check_memory, estimate_sampling
-from medsign_lite.processor import tune_processor
 from medsign_lite.selection import SMALL_MAPS
 from medsign_lite.shards import check_disk, join_shards, write_shard
-from medsign_lite.training_state import check_settings, plain_settings
+from medsign_lite.training.processor import tune_processor
+from medsign_lite.training.training_state import check_settings, plain_settings
 
 SETTINGS = "settings.json"
 SHARDS = "shards"

@@ -14,9 +14,9 @@ import ipywidgets
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from medsign_lite.attack_curves import CURVES
-from medsign_lite.attack_figures import attack_figure
-from medsign_lite.attack_scores import Detector
+from medsign_lite.adversary.attack_curves import CURVES
+from medsign_lite.adversary.attack_figures import attack_figure
+from medsign_lite.adversary.attack_scores import Detector
 from medsign_lite.attacks import ATTACK_TABLE, SWEEPS
 from medsign_lite.figures import (
     aas_figure,

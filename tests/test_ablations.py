@@ -6,13 +6,13 @@ from grid_extractor import GridExtractor
 from PIL import Image
 from tiny_pipeline import tiny_pipeline
 
-from medsign_lite import ablations
-from medsign_lite.ablations import VARIANTS, Caches, main, recipe_of, weights_of
 from medsign_lite.checkpoints import load_checkpoint
 from medsign_lite.data import Record, write_manifest
 from medsign_lite.latent_diffusion import copy_decoder, save_decoder
 from medsign_lite.losses import LossWeights
 from medsign_lite.sample_cache import sample_with_maps
+from medsign_lite.tables import ablations
+from medsign_lite.tables.ablations import VARIANTS, Caches, main, recipe_of, weights_of
 
 RECIPE = {
     "weights": {"image": 1.0, "message": 2.0, "total_variation": 3.0, "preservation": 4.0},

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from medsign_lite.agreement import agreement_rows, agrees, allowed_difference
+from medsign_lite.records.agreement import agreement_rows, agrees, allowed_difference
 from medsign_lite.rows import mean_row
 
 BY = ("attack", "strength")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from medsign_lite.attack_chains import CHAINS, chain, in_turn
+from medsign_lite.adversary.attack_chains import CHAINS, chain, in_turn
 from medsign_lite.distortions import brightness, centre_crop, identity, jpeg, resize_area
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from grid_extractor import GridExtractor, grid_image
 
-from medsign_lite.attack_curves import (
+from medsign_lite.adversary.attack_curves import (
     CURVES,
     RANGES,
     aligned,
@@ -12,7 +12,7 @@ from medsign_lite.attack_curves import (
     curve,
     kept,
 )
-from medsign_lite.attack_scores import Detector
+from medsign_lite.adversary.attack_scores import Detector
 from medsign_lite.distortions import brightness, centre_crop, jpeg, resize_area, rotate
 from medsign_lite.evaluation import evaluate_attacks, quality_row
 from medsign_lite.images import quantise, resize

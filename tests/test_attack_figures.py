@@ -5,15 +5,15 @@ import pytest
 import torch
 from grid_extractor import GridExtractor, grid_image
 
-from medsign_lite.attack_curves import CURVES
-from medsign_lite.attack_figures import (
+from medsign_lite.adversary.attack_curves import CURVES
+from medsign_lite.adversary.attack_figures import (
     attack_figure,
     cost_figure,
     residual_figure,
     strength_figure,
 )
-from medsign_lite.attack_scores import Detector
-from medsign_lite.forgery import forgery_rows
+from medsign_lite.adversary.attack_scores import Detector
+from medsign_lite.adversary.forgery import forgery_rows
 from medsign_lite.messages import message_from_string
 from medsign_lite.widgets import figure_bytes
 

@@ -3,9 +3,9 @@ import torch
 from grid_extractor import GridExtractor
 from tiny_pipeline import tiny_autoencoder, tiny_pipeline
 
-from medsign_lite.attack_curves import CURVES, curve
-from medsign_lite.attack_measurements import HELD_OUT, TIMESTEPS, Target, parts
-from medsign_lite.attack_scores import Detector
+from medsign_lite.adversary.attack_curves import CURVES, curve
+from medsign_lite.adversary.attack_measurements import HELD_OUT, TIMESTEPS, Target, parts
+from medsign_lite.adversary.attack_scores import Detector
 from medsign_lite.attacks import specification
 from medsign_lite.data import Record
 from medsign_lite.detection import extract_logits

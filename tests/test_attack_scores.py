@@ -2,7 +2,7 @@ import pytest
 import torch
 from grid_extractor import GridExtractor, grid_image
 
-from medsign_lite.attack_scores import Detector
+from medsign_lite.adversary.attack_scores import Detector
 from medsign_lite.attacks import PAPER_ATTACKS
 from medsign_lite.evaluation import evaluate_attacks
 from medsign_lite.images import quantise

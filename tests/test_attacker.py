@@ -3,8 +3,8 @@ import torch
 from grid_extractor import GridExtractor
 from tiny_pipeline import tiny_autoencoder, tiny_pipeline
 
-from medsign_lite import attacker
-from medsign_lite.attack_measurements import HELD_OUT
+from medsign_lite.adversary import attacker
+from medsign_lite.adversary.attack_measurements import HELD_OUT
 from medsign_lite.checkpoints import save_checkpoint, weights_fingerprint
 from medsign_lite.data import Record, write_manifest
 from medsign_lite.images import save_image
@@ -67,8 +67,8 @@ def test_main_records_rows_with_their_configuration(run, models, tmp_path):
     assert str(models) not in str(document) and MESSAGE not in str(document)
     (row,) = values["regeneration"]
     assert row["command"] == (
-        "python -m medsign_lite.attacker --modality chest --images 4 --own-images 2 --seed 0 "
-        "--counts 2 --data MANIFEST --out FILE --weights WEIGHTS --cache CACHE "
+        "python -m medsign_lite.adversary.attacker --modality chest --images 4 --own-images 2 "
+        "--seed 0 --counts 2 --data MANIFEST --out FILE --weights WEIGHTS --cache CACHE "
         "--only autoencoder-tiny"
     )
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from medsign_lite import attacks, images
-from medsign_lite.attack_chains import chain
+from medsign_lite.adversary.attack_chains import chain
 
 
 def generator(seed=0):

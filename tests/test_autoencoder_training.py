@@ -6,13 +6,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from medsign_lite.autoencoder_training import (
+from medsign_lite.generator.autoencoder_training import (
     autoencoder_loss,
     fit_autoencoder,
     latent_scale,
     reconstruction_psnr,
 )
-from medsign_lite.bundled_networks import build_autoencoder
+from medsign_lite.generator.bundled_networks import build_autoencoder
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_fit_resumes_exactly(images, tmp_path, monkeypatch):
     settings = {"steps": 6, "batch": 2, "log_every": 100}
     whole = fit_autoencoder(images, images[:2], tmp_path / "whole", **settings)
 
-    import medsign_lite.autoencoder_training as training
+    import medsign_lite.generator.autoencoder_training as training
 
     loss, calls = training.autoencoder_loss, []
 
@@ -110,7 +110,7 @@ def test_fit_resumes_exactly(images, tmp_path, monkeypatch):
 
 
 def test_the_encoder_is_final_when_the_decoder_trains_alone(images, tmp_path, monkeypatch):
-    import medsign_lite.autoencoder_training as training
+    import medsign_lite.generator.autoencoder_training as training
 
     loss, encoders, decoders = training.autoencoder_loss, [], []
 
@@ -134,7 +134,7 @@ def test_the_encoder_is_final_when_the_decoder_trains_alone(images, tmp_path, mo
 
 
 def test_fit_does_not_learn_from_a_batch_that_is_far_off(images, tmp_path, monkeypatch):
-    import medsign_lite.autoencoder_training as training
+    import medsign_lite.generator.autoencoder_training as training
 
     loss, weights = training.autoencoder_loss, []
 
@@ -168,8 +168,10 @@ def test_fit_refuses_what_would_fail_at_half_its_budget(tmp_path, options, size,
 @pytest.mark.slow
 def test_fit_goes_from_crops_to_whole_images_to_the_decoder_alone(tmp_path, monkeypatch):
     sizes, encoder = [], []
-    monkeypatch.setattr("medsign_lite.autoencoder_training.build_autoencoder", tiny)
-    monkeypatch.setattr("medsign_lite.autoencoder_training.autoencoder_loss", watched(sizes))
+    monkeypatch.setattr("medsign_lite.generator.autoencoder_training.build_autoencoder", tiny)
+    monkeypatch.setattr(
+        "medsign_lite.generator.autoencoder_training.autoencoder_loss", watched(sizes)
+    )
     images = torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8)
     for steps in (3, 4):  # the second goes on from the first, in the last phase
         vae = fit_autoencoder(images, images, tmp_path, steps=steps, batch=4)

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from medsign_lite.averaging import update_average
+from medsign_lite.training.averaging import update_average
 
 
 def test_update_average_by_hand():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medsign_lite.backbone import (
+from medsign_lite.baselines.backbone import (
     ResNet50,
     SmallBackbone,
     SmallBackboneConfig,

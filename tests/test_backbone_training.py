@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from medsign_lite.backbone import SmallBackbone, SmallBackboneConfig, load_backbone
-from medsign_lite.backbone_training import Collapse, evaluate_backbone, fit_backbone, main
+from medsign_lite.baselines.backbone import SmallBackbone, SmallBackboneConfig, load_backbone
+from medsign_lite.baselines.backbone_training import Collapse, evaluate_backbone, fit_backbone, main
+from medsign_lite.baselines.vicreg import vicreg_step
 from medsign_lite.checkpoints import load_checkpoint
 from medsign_lite.data import Record, write_manifest
 from medsign_lite.images import save_image
-from medsign_lite.vicreg import vicreg_step
 
 CONFIG = SmallBackboneConfig(channels=(16, 32))
 SMALL = {"config": CONFIG, "batch": 8}
@@ -47,7 +47,7 @@ def test_fit_resumed_after_a_kill_equals_fit_in_one_go(tmp_path, monkeypatch):
         return vicreg_step(*arguments, **options)
 
     with monkeypatch.context() as context:
-        context.setattr("medsign_lite.backbone_training.vicreg_step", step_until_killed)
+        context.setattr("medsign_lite.baselines.backbone_training.vicreg_step", step_until_killed)
         with pytest.raises(KeyboardInterrupt):
             fit_backbone(stack(), stack(8), tmp_path / "killed", steps=6, save_seconds=0, **SMALL)
     fit_backbone(stack(), stack(8), tmp_path / "killed", steps=6, save_seconds=0, **SMALL)
@@ -112,7 +112,9 @@ def test_main_trains_on_a_manifest(manifest, tmp_path):
 
 def test_main_whitens_a_network_that_somebody_else_trained(manifest, tmp_path, monkeypatch):
     network = SmallBackbone(CONFIG)
-    monkeypatch.setattr("medsign_lite.backbone_training.load_resnet50", lambda path: network)
+    monkeypatch.setattr(
+        "medsign_lite.baselines.backbone_training.load_resnet50", lambda path: network
+    )
     main([
         "--data", str(manifest), "--out", str(tmp_path / "run"), "--size", "32",
         "--resnet50", "dino.pth", "--floor", "0.1", "--device", "cpu",
@@ -127,6 +129,6 @@ def test_main_says_that_it_stopped(manifest, tmp_path, monkeypatch):
     def collapse(*arguments, **options):
         raise Collapse("all images look alike")
 
-    monkeypatch.setattr("medsign_lite.backbone_training.fit_backbone", collapse)
+    monkeypatch.setattr("medsign_lite.baselines.backbone_training.fit_backbone", collapse)
     with pytest.raises(SystemExit, match="stopped: all images look alike"):
         main(["--data", str(manifest), "--out", str(tmp_path / "run"), "--steps", "1"])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from medsign_lite.budgets import Budget, log_row
+from medsign_lite.training.budgets import Budget, log_row
 
 
 def test_steps_run_out_after_a_resumption():
@@ -21,7 +21,7 @@ def test_steps_run_out_after_a_resumption():
 
 def test_minutes_count_the_time_between_ticks(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("medsign_lite.budgets.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("medsign_lite.training.budgets.time.monotonic", lambda: now[0])
     budget = Budget(minutes=2, seconds=30.0, step=7, _clock=now[0])
     now[0] += 30
     budget.tick()

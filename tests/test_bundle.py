@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from medsign_lite import bundle
-from medsign_lite.keys import Registry
+from medsign_lite.deployment.keys import Registry
 
 ORDER = [
     *("autoencoder", "denoiser", "classifier", "classifier_mixer", "segmenter", "extractor"),
     *("cache_chest", "cache_fundus", "decoder_chest", "decoder_fundus", "keys"),
 ]
 MODULES = (
-    *("autoencoder_training", "denoiser_training", "judges"),
+    *("autoencoder_training", "denoiser_training", "judge_training"),
     *("pretraining", "sample_cache", "finetuning"),
 )
 # What each command leaves in its folder, as the next one expects it.

@@ -3,9 +3,9 @@
 import torch
 from diffusers import StableDiffusionPipeline
 
-from medsign_lite.bundled_networks import build_scheduler, build_text_encoder, build_unet
+from medsign_lite.generator.bundled_networks import build_scheduler, build_text_encoder, build_unet
+from medsign_lite.generator.report_tokenizer import learn_tokenizer
 from medsign_lite.latent_diffusion import BUNDLED
-from medsign_lite.report_tokenizer import learn_tokenizer
 
 
 def test_schedule_ends_in_pure_noise():

@@ -2,9 +2,18 @@
 
 import pytest
 
-from medsign_lite.ablations import VARIANTS
-from medsign_lite.claims import CLAIMS, FAILS, HOLDS, OPEN, Claim, claim_rows, together, verdict
-from medsign_lite.table2_measurements import RANDOM
+from medsign_lite.tables.ablations import VARIANTS
+from medsign_lite.tables.claims import (
+    CLAIMS,
+    FAILS,
+    HOLDS,
+    OPEN,
+    Claim,
+    claim_rows,
+    together,
+    verdict,
+)
+from medsign_lite.tables.table2_measurements import RANDOM
 
 
 def figure(value, reach=0.1, seeds=0.1):

@@ -4,13 +4,14 @@ import tomllib
 
 import pytest
 
-from medsign_lite import __version__, command_line, detect_command
+from medsign_lite import __version__
+from medsign_lite.deployment import command_line, detect_command
 
 
 def test_help_loads_nothing_heavy(root):
     program = (
         "import sys\n"
-        "from medsign_lite.command_line import main\n"
+        "from medsign_lite.deployment.command_line import main\n"
         "for arguments in ([], ['detect'], ['generate'], ['keys'], ['keys', 'add']):\n"
         "    try:\n"
         "        main([*arguments, '--help'])\n"
@@ -84,10 +85,10 @@ def test_main_ends_quietly_if_interrupted(monkeypatch, capsys):
 def test_main_ends_quietly_if_nobody_reads_on(root):
     program = (
         "import sys, types\n"
-        "command = types.ModuleType('medsign_lite.detect_command')\n"
+        "command = types.ModuleType('medsign_lite.deployment.detect_command')\n"
         "command.run = lambda options: [print('row', flush=True) for _ in range(100_000)]\n"
-        "sys.modules['medsign_lite.detect_command'] = command\n"
-        "from medsign_lite.command_line import main\n"
+        "sys.modules['medsign_lite.deployment.detect_command'] = command\n"
+        "from medsign_lite.deployment.command_line import main\n"
         "sys.exit(main(['detect', 'a.png']))\n"
     )
     process = subprocess.Popen(
@@ -111,4 +112,4 @@ def test_main_hides_no_mistake_of_ours(monkeypatch):
 
 def test_the_script_is_declared(root):
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"medsign-lite": "medsign_lite.command_line:main"}
+    assert project["scripts"] == {"medsign-lite": "medsign_lite.deployment.command_line:main"}

@@ -7,7 +7,7 @@ from scipy.fft import dctn
 
 from data_prep.phantoms import phantom
 from medsign_lite.attacks import PAPER_ATTACKS
-from medsign_lite.dct_dwt import DctDwt
+from medsign_lite.baselines.dct_dwt import DctDwt
 from medsign_lite.evaluation import evaluate_attacks
 from medsign_lite.images import quantise
 from medsign_lite.messages import random_message

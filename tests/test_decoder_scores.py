@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from medsign_lite.attacks import PAPER_ATTACKS
-from medsign_lite.decoder_scores import score_decoder, table1_row
 from medsign_lite.evaluation import quality_row
 from medsign_lite.images import quantise
 from medsign_lite.latent_diffusion import copy_decoder, decode
 from medsign_lite.published import TABLE1_COLUMNS
+from medsign_lite.records.decoder_scores import score_decoder, table1_row
 from tests.tiny_pipeline import tiny_pipeline
 
 

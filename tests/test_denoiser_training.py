@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-import medsign_lite.denoiser_training as training
-from medsign_lite.bundled_networks import build_scheduler
+import medsign_lite.generator.denoiser_training as training
 from medsign_lite.data import Record
-from medsign_lite.denoiser_training import (
+from medsign_lite.generator.bundled_networks import build_scheduler
+from medsign_lite.generator.denoiser_training import (
     denoising_loss,
     encode_images,
     fit_denoiser,

@@ -6,12 +6,12 @@ import torch
 from grid_extractor import GridExtractor, grid_image
 from PIL import Image
 
-from medsign_lite import command_line, detect_command
-from medsign_lite.detection_table import Row
+from medsign_lite.deployment import command_line, detect_command
+from medsign_lite.deployment.detection_table import Row
+from medsign_lite.deployment.keys import Key, Registry, write_registry
+from medsign_lite.deployment.provenance import Model, Provenance, write_synthetic_png
 from medsign_lite.images import save_image
-from medsign_lite.keys import Key, Registry, write_registry
 from medsign_lite.messages import message_to_string, random_messages
-from medsign_lite.provenance import Model, Provenance, write_synthetic_png
 from tests.dicom_files import write_dicom
 
 OURS, THEIRS = (

@@ -1,8 +1,8 @@
 import csv
 import io
 
-from medsign_lite.detection_table import Row, print_rows, row_of, write_rows
-from medsign_lite.key_detection import KeyDetection
+from medsign_lite.deployment.detection_table import Row, print_rows, row_of, write_rows
+from medsign_lite.deployment.key_detection import KeyDetection
 
 MARKED = KeyDetection(
     keys=("ours",), matching=47, bits=48, compared=2, p_value=3.5e-13, threshold=41,

@@ -6,14 +6,14 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from medsign_lite.diagnostic_scores import (
+from medsign_lite.evaluation import diagnostic_change
+from medsign_lite.judges.xrayvision import XRayVisionClassifier
+from medsign_lite.tables.diagnostic_scores import (
     diagnostic_rows,
     probabilities,
     require_findings,
     resampled_auc,
 )
-from medsign_lite.evaluation import diagnostic_change
-from medsign_lite.xrayvision import XRayVisionClassifier
 
 NAMES = ("edema", "effusion")
 

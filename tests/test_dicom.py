@@ -12,8 +12,8 @@ from data_prep.folder import prepare_folder
 from data_prep.image_reading import read_pixels
 from data_prep.pixels import Unusable
 from medsign_lite.data import read_manifest
-from medsign_lite.dicom import PIXEL_ELEMENTS, is_dicom, read_dicom
-from medsign_lite.image_files import load_image_file
+from medsign_lite.deployment.dicom import PIXEL_ELEMENTS, is_dicom, read_dicom
+from medsign_lite.deployment.image_files import load_image_file
 from tests.dicom_files import PATIENT, write_dicom
 from tests.source_folders import truncate, words_written
 

@@ -9,10 +9,10 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import nn
 
-import medsign_lite.diffusion_finetuning as module
+import medsign_lite.generator.diffusion_finetuning as module
 from medsign_lite.data import Record, write_manifest
-from medsign_lite.diffusion_finetuning import fit_diffusion, main
-from medsign_lite.diffusion_step import diffusion_step, training_scheduler
+from medsign_lite.generator.diffusion_finetuning import fit_diffusion, main
+from medsign_lite.generator.diffusion_step import diffusion_step, training_scheduler
 from medsign_lite.latent_diffusion import load_pipeline, sample
 from tests.tiny_pipeline import tiny_autoencoder, tiny_pipeline
 

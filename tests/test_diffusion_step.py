@@ -5,7 +5,11 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
 from torch import nn
 
-from medsign_lite.diffusion_step import diffusion_step, diffusion_target, training_scheduler
+from medsign_lite.generator.diffusion_step import (
+    diffusion_step,
+    diffusion_target,
+    training_scheduler,
+)
 from tests.test_diffusion_finetuning import REPORTS, latents_of, pipeline_of, weights_of
 from tests.tiny_pipeline import tiny_pipeline
 

@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from medsign_lite.evaluation_mode import evaluation_mode
+from medsign_lite.training.evaluation_mode import evaluation_mode
 
 
 def test_every_module_is_as_it_was_whatever_happens():

@@ -19,7 +19,6 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from medsign_lite.attacks import CONVENTIONS, PAPER_ATTACKS
-from medsign_lite.claims import CLAIMS
 from medsign_lite.detection import threshold
 from medsign_lite.losses import (
     chest_weights,
@@ -28,6 +27,7 @@ from medsign_lite.losses import (
     total_variation_loss,
 )
 from medsign_lite.selection import select_token
+from medsign_lite.tables.claims import CLAIMS
 from tests.wrong_answers import BANK
 
 # scipy hands notebook 03's tensors to NumPy 2 in the old way.

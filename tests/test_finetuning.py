@@ -13,8 +13,8 @@ from medsign_lite.latent_cache import LatentCache, write_latent_cache
 from medsign_lite.latent_diffusion import copy_decoder, decode, load_decoder
 from medsign_lite.losses import LossWeights, chest_weights
 from medsign_lite.messages import random_message
-from medsign_lite.optimisers import OPTIMISERS
 from medsign_lite.perceptual import perceptual_loss
+from medsign_lite.training.optimisers import OPTIMISERS
 from tests.tiny_pipeline import tiny_pipeline
 
 WEIGHTS = LossWeights(image=0.1, message=1, total_variation=0.1, preservation=1)

@@ -3,9 +3,9 @@ import torch
 from grid_extractor import GridExtractor, grid_image
 from torch.nn import functional as F
 
-from medsign_lite.attack_scores import Detector
+from medsign_lite.adversary.attack_scores import Detector
+from medsign_lite.adversary.forgery import forgery_rows, mean_residuals, scale_to_psnr
 from medsign_lite.distortions import gaussian_blur
-from medsign_lite.forgery import forgery_rows, mean_residuals, scale_to_psnr
 from medsign_lite.images import quantise
 from medsign_lite.messages import message_from_string
 from medsign_lite.metrics import psnr

@@ -1,7 +1,7 @@
 import pytest
 
-from medsign_lite.gate_tables import BEGIN, END, main, recorded, tables, with_tables
-from medsign_lite.gates import GATES, RECORDED_GATES, RESULTS
+from medsign_lite.records.gate_tables import BEGIN, END, main, recorded, tables, with_tables
+from medsign_lite.records.gates import GATES, RECORDED_GATES, RESULTS
 from medsign_lite.results import ROOT, record_result
 
 
@@ -90,5 +90,5 @@ def test_main_prints_and_writes(tmp_path, capsys):
 def test_pages_hold_the_gate_tables(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert text == with_tables(text, RESULTS), (
-        f"python -m medsign_lite.gate_tables --write {page} brings it up to date"
+        f"python -m medsign_lite.records.gate_tables --write {page} brings it up to date"
     )

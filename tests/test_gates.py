@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from medsign_lite import gates
 from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import Record, write_manifest
-from medsign_lite.gate_measurements import (
+from medsign_lite.latent_diffusion import BUNDLED
+from medsign_lite.records import gates
+from medsign_lite.records.gate_measurements import (
     RECORDED,
     SETTINGS,
     WEIGHTS,
@@ -15,8 +16,8 @@ from medsign_lite.gate_measurements import (
     mean_of_rows,
     weights_of,
 )
-from medsign_lite.gate_verdicts import Gate, judge, line
-from medsign_lite.gates import (
+from medsign_lite.records.gate_verdicts import Gate, judge, line
+from medsign_lite.records.gates import (
     GATES,
     MEASUREMENTS,
     RECORDED_GATES,
@@ -25,7 +26,6 @@ from medsign_lite.gates import (
     main,
     measure,
 )
-from medsign_lite.latent_diffusion import BUNDLED
 from medsign_lite.results import read_result, record_result
 
 

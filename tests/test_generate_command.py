@@ -7,11 +7,8 @@ from grid_extractor import GridExtractor
 from PIL import Image
 from tiny_pipeline import tiny_pipeline
 
-from medsign_lite import command_line, generate_command
-from medsign_lite.detection import extract_logits
-from medsign_lite.extractor import load_extractor
-from medsign_lite.images import load_image, quantise
-from medsign_lite.keys import (
+from medsign_lite.deployment import command_line, generate_command
+from medsign_lite.deployment.keys import (
     SHIPPED,
     Key,
     Registry,
@@ -19,6 +16,10 @@ from medsign_lite.keys import (
     registry_of_decoders,
     write_registry,
 )
+from medsign_lite.deployment.provenance import identify_model, read_provenance
+from medsign_lite.detection import extract_logits
+from medsign_lite.extractor import load_extractor
+from medsign_lite.images import load_image, quantise
 from medsign_lite.latent_diffusion import (
     copy_decoder,
     decode,
@@ -28,7 +29,6 @@ from medsign_lite.latent_diffusion import (
     save_decoder,
 )
 from medsign_lite.messages import message_from_string, message_to_string, random_message
-from medsign_lite.provenance import identify_model, read_provenance
 
 PROMPT = "edema of Jane Roe"
 OTHER = message_to_string(random_message(generator=torch.Generator().manual_seed(0)))

@@ -8,15 +8,15 @@ from PIL import Image
 
 from medsign_lite.attention import record_attention
 from medsign_lite.data import Record
-from medsign_lite.grounding import (
+from medsign_lite.generator.grounding import (
     UNGROUNDED,
     attention_with_gradients,
     grounding_loss,
     read_groundings,
     summed_maps,
 )
+from medsign_lite.generator.report_tokenizer import learn_tokenizer
 from medsign_lite.localisation import word_tokens
-from medsign_lite.report_tokenizer import learn_tokenizer
 from tests.tiny_pipeline import tiny_pipeline
 
 REPORT = "Severe right lower lobe pneumonia and small left effusion."

@@ -4,9 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from medsign_lite import held_out
 from medsign_lite.data import Record
-from medsign_lite.held_out import (
+from medsign_lite.records import held_out
+from medsign_lite.records.held_out import (
     generation_row,
     localisation_on_phantoms,
     mean_masks,

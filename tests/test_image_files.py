@@ -7,7 +7,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 from data_prep.image_reading import read_pixels
-from medsign_lite.image_files import find_image_files, load_image_file
+from medsign_lite.deployment.image_files import find_image_files, load_image_file
 from medsign_lite.images import load_image, save_image
 from tests.dicom_files import write_dicom
 

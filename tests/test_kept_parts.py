@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medsign_lite.kept_parts import Part, measure_parts
+from medsign_lite.records.kept_parts import Part, measure_parts
 from medsign_lite.results import read_result
 
 

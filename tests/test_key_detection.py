@@ -2,9 +2,9 @@ import pytest
 import torch
 from scipy.stats import binom
 
+from medsign_lite.deployment.key_detection import detect_keys
+from medsign_lite.deployment.keys import Key, Registry
 from medsign_lite.detection import detect_logits
-from medsign_lite.key_detection import detect_keys
-from medsign_lite.keys import Key, Registry
 from medsign_lite.messages import message_from_string, random_messages
 
 

@@ -4,8 +4,8 @@ import os
 import pytest
 import torch
 
-from medsign_lite import keys
 from medsign_lite.checkpoints import save_checkpoint
+from medsign_lite.deployment import keys
 from medsign_lite.detection import threshold
 from medsign_lite.messages import message_to_string, random_messages
 

@@ -3,9 +3,9 @@ import io
 import pytest
 import torch
 
-from medsign_lite import command_line
 from medsign_lite.checkpoints import save_checkpoint
-from medsign_lite.keys import read_registry
+from medsign_lite.deployment import command_line
+from medsign_lite.deployment.keys import read_registry
 from medsign_lite.messages import message_to_string, random_messages
 
 MESSAGES = [

@@ -4,15 +4,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medsign_lite import localised_training
-from medsign_lite.checkpoints import load_checkpoint
-from medsign_lite.curriculum import CurriculumConfig, NoTakeOff
-from medsign_lite.localised_training import evaluate, fit, localised_losses, localised_step, main
-from medsign_lite.localised_watermark import (
+from medsign_lite.baselines import localised_training
+from medsign_lite.baselines.localised_training import (
+    evaluate,
+    fit,
+    localised_losses,
+    localised_step,
+    main,
+)
+from medsign_lite.baselines.localised_watermark import (
     LocalisedConfig,
     LocalisedWatermark,
     load_localised_watermark,
 )
+from medsign_lite.checkpoints import load_checkpoint
+from medsign_lite.curriculum import CurriculumConfig, NoTakeOff
 from medsign_lite.messages import random_messages
 
 CONFIG = LocalisedConfig(bits=4, channels=16)

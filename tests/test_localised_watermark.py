@@ -3,14 +3,14 @@ import json
 import pytest
 import torch
 
-from medsign_lite.checkpoints import load_checkpoint, save_checkpoint
-from medsign_lite.localised_watermark import (
+from medsign_lite.baselines.localised_watermark import (
     LocalisedConfig,
     LocalisedWatermark,
     load_localised_watermark,
     pooled_logits,
     save_localised_watermark,
 )
+from medsign_lite.checkpoints import load_checkpoint, save_checkpoint
 from medsign_lite.metrics import psnr
 
 CONFIG = LocalisedConfig(bits=8, channels=16)

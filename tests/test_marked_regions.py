@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from medsign_lite.marked_regions import attack_with_region, random_patches, random_regions, splice
+from medsign_lite.baselines.marked_regions import (
+    attack_with_region,
+    random_patches,
+    random_regions,
+    splice,
+)
 
 
 def generator(seed=0):

@@ -7,7 +7,8 @@ import torch
 
 from medsign_lite.attacks import PAPER_ATTACKS
 from medsign_lite.detection import p_value
-from medsign_lite.matched_quality import (
+from medsign_lite.metrics import psnr
+from medsign_lite.tables.matched_quality import (
     LADDER,
     check_ladder,
     count_matches,
@@ -16,7 +17,6 @@ from medsign_lite.matched_quality import (
     match_psnr,
     psnr_at_accuracy,
 )
-from medsign_lite.metrics import psnr
 
 
 def generator():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from medsign_lite.noticeable import just_noticeable_difference
+from medsign_lite.baselines.noticeable import just_noticeable_difference
 
 
 def test_just_noticeable_difference_by_hand():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from medsign_lite.optimisers import MuonOfKernels, decoder_optimiser
+from medsign_lite.training.optimisers import MuonOfKernels, decoder_optimiser
 
 
 def network(memory_format=torch.contiguous_format):

@@ -3,13 +3,14 @@ import torch
 from PIL import Image
 from tiny_pipeline import tiny_pipeline
 
-from medsign_lite import held_out, paper_drawings
+from medsign_lite.baselines.localised_watermark import LocalisedConfig, LocalisedWatermark
 from medsign_lite.data import Record, write_manifest
-from medsign_lite.held_out import TABLE_SEED
 from medsign_lite.latent_diffusion import copy_decoder, sample, save_decoder
-from medsign_lite.localised_watermark import LocalisedConfig, LocalisedWatermark
-from medsign_lite.paper_figures import pasted_figure
+from medsign_lite.records import held_out
+from medsign_lite.records.held_out import TABLE_SEED
 from medsign_lite.results import read_result
+from medsign_lite.tables import paper_drawings
+from medsign_lite.tables.paper_figures import pasted_figure
 
 
 class Segmenter:

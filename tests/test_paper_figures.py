@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from medsign_lite.paper_figures import (
+from medsign_lite.selection import average_tokens, scale_attention
+from medsign_lite.tables.paper_figures import (
     Comparison,
     Word,
     residual_comparison_figure,
     selection_figure,
 )
-from medsign_lite.selection import average_tokens, scale_attention
 from medsign_lite.widgets import figure_bytes
 from tests.test_selection import FOUR, ONE
 

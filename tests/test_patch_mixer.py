@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medsign_lite.patch_mixer import MixerBlock, PatchMixer
+from medsign_lite.judges.patch_mixer import MixerBlock, PatchMixer
 
 
 def mixer(depth=1):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from medsign_lite.precision import mixed_precision
+from medsign_lite.training.precision import mixed_precision
 
 
 @pytest.mark.parametrize(

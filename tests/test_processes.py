@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medsign_lite.latent_diffusion import copy_decoder
-from medsign_lite.processes import Processes, descend
+from medsign_lite.training.processes import Processes, descend
 from tests.test_finetuning import tiny_vae
 from tests.two_processes import main
 

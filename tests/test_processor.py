@@ -4,11 +4,11 @@ import sys
 import pytest
 import torch
 
-from medsign_lite.processor import keep_freed_memory, tune_processor
+from medsign_lite.training.processor import keep_freed_memory, tune_processor
 
 PROGRAM = """
 import resource, sys, torch
-from medsign_lite.processor import keep_freed_memory
+from medsign_lite.training.processor import keep_freed_memory
 torch.set_num_threads(1)
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -7,8 +7,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from medsign_lite import __version__
-from medsign_lite.images import load_image, quantise
-from medsign_lite.provenance import (
+from medsign_lite.deployment.provenance import (
     CHUNK,
     STATEMENT,
     Model,
@@ -18,6 +17,7 @@ from medsign_lite.provenance import (
     read_provenance,
     write_synthetic_png,
 )
+from medsign_lite.images import load_image, quantise
 
 
 def provenance(**changes):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from medsign_lite.published_extractor import load_published_extractor
+from medsign_lite.baselines.published_extractor import load_published_extractor
 
 
 def archive(network, path):

@@ -6,12 +6,12 @@ from tiny_pipeline import tiny_pipeline
 from torch import nn
 from torch.nn import functional as F
 
-from medsign_lite.attack_scores import Detector
+from medsign_lite.adversary.attack_scores import Detector
+from medsign_lite.adversary.purification import purification_row, purify
 from medsign_lite.images import quantise
 from medsign_lite.latent_diffusion import copy_decoder, decode
 from medsign_lite.metrics import psnr
 from medsign_lite.perceptual import MaskedPyramid
-from medsign_lite.purification import purification_row, purify
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import hashlib
 
 import torch
 
-from medsign_lite.random_streams import named_generator
+from medsign_lite.training.random_streams import named_generator
 
 
 def drawn(seed, name):

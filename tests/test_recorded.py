@@ -8,8 +8,8 @@ import torch
 
 from medsign_lite import recorded
 from medsign_lite.checkpoints import save_checkpoint, weights_fingerprint
-from medsign_lite.gates import GATES, MEASUREMENTS, RECORDED_GATES
 from medsign_lite.recorded import STEPS, Step, missing_inputs, recompute, state, words
+from medsign_lite.records.gates import GATES, MEASUREMENTS, RECORDED_GATES
 from medsign_lite.results import record_result
 
 STEP = Step(command="some.module --data MANIFEST --out RESULTS/a.json --work WORK", output="a.json",
@@ -127,7 +127,7 @@ def test_main_lists_and_refuses(tmp_path, capsys):
     assert recorded.main(["--list", "--only", "attacker_chest", "--results", str(tmp_path)]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == ["attacker_chest", "missing"]
-    assert second.strip().startswith("python -m medsign_lite.attacker --modality chest")
+    assert second.strip().startswith("python -m medsign_lite.adversary.attacker --modality chest")
     for arguments, message in (
         (["--only", "table3"], r"unknown steps ['table3']: expected some of weights, "),
         (["--data", "none.csv"], "expected a manifest of held-out phantoms, got none.csv"),

@@ -6,15 +6,15 @@ from grid_extractor import GridExtractor, grid_image
 from tiny_pipeline import tiny_autoencoder, tiny_pipeline
 from torch import nn
 
-from medsign_lite.attack_scores import Detector
-from medsign_lite.latent_diffusion import decode, encode
-from medsign_lite.messages import message_from_string
-from medsign_lite.regeneration import (
+from medsign_lite.adversary.attack_scores import Detector
+from medsign_lite.adversary.regeneration import (
     load_autoencoder,
     regeneration_rows,
     through_autoencoder,
     through_diffusion,
 )
+from medsign_lite.latent_diffusion import decode, encode
+from medsign_lite.messages import message_from_string
 
 MESSAGE = "1011" * 12
 

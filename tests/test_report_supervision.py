@@ -8,10 +8,15 @@ from PIL import Image
 from torch import nn
 
 from medsign_lite.data import SIDES, Record
-from medsign_lite.grounding import read_groundings
+from medsign_lite.generator.grounding import read_groundings
+from medsign_lite.generator.report_supervision import (
+    IGNORED,
+    emphasised_places,
+    read_sides,
+    side_loss,
+)
+from medsign_lite.generator.report_tokenizer import learn_tokenizer
 from medsign_lite.localisation import word_tokens
-from medsign_lite.report_supervision import IGNORED, emphasised_places, read_sides, side_loss
-from medsign_lite.report_tokenizer import learn_tokenizer
 from tests.test_denoiser_training import RECORDS, REPORTS, record_of
 
 

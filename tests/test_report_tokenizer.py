@@ -2,7 +2,7 @@
 
 import pytest
 
-from medsign_lite.report_tokenizer import learn_merges, learn_tokenizer
+from medsign_lite.generator.report_tokenizer import learn_merges, learn_tokenizer
 
 REPORTS = [
     "Severe right lower lobe pneumonia. No pneumothorax.",

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from medsign_lite import scale_measurements
 from medsign_lite.latent_diffusion import copy_decoder
-from medsign_lite.scale_measurements import manifest, processes
-from medsign_lite.training_state import save_training_state
+from medsign_lite.records import scale_measurements
+from medsign_lite.records.scale_measurements import manifest, processes
+from medsign_lite.training.training_state import save_training_state
 from tests.test_finetuning import tiny_vae
 
 

@@ -6,16 +6,16 @@ import torch
 
 from data_prep.phantoms import phantom
 from medsign_lite.attacks import PAPER_ATTACKS
-from medsign_lite.backbone import (
+from medsign_lite.baselines.backbone import (
     SmallBackbone,
     SmallBackboneConfig,
     WhitenedBackbone,
     whiten_backbone,
 )
+from medsign_lite.baselines.ssl_watermark import SSLWatermark, carriers
 from medsign_lite.images import quantise
 from medsign_lite.messages import random_message, random_messages
 from medsign_lite.metrics import bit_accuracy, psnr
-from medsign_lite.ssl_watermark import SSLWatermark, carriers
 
 BITS = 16
 MESSAGE = random_message(BITS, generator=torch.Generator().manual_seed(0))

@@ -5,23 +5,28 @@ import torch
 from grid_extractor import GridExtractor
 from tiny_pipeline import tiny_pipeline
 
-from medsign_lite import table1, table1_weights
-from medsign_lite.attacker import weights_of
-from medsign_lite.backbone import SmallBackbone, SmallBackboneConfig, save_backbone, whiten_backbone
+from medsign_lite.adversary.attacker import weights_of
+from medsign_lite.baselines.backbone import (
+    SmallBackbone,
+    SmallBackboneConfig,
+    save_backbone,
+    whiten_backbone,
+)
+from medsign_lite.baselines.localised_watermark import (
+    LocalisedConfig,
+    LocalisedWatermark,
+    save_localised_watermark,
+)
 from medsign_lite.checkpoints import digest, save_checkpoint, weights_fingerprint
 from medsign_lite.data import Record, write_manifest
 from medsign_lite.decoder_recipe import recipe
 from medsign_lite.images import save_image
 from medsign_lite.latent_cache import write_latent_cache
 from medsign_lite.latent_diffusion import copy_decoder, save_decoder
-from medsign_lite.localised_watermark import (
-    LocalisedConfig,
-    LocalisedWatermark,
-    save_localised_watermark,
-)
 from medsign_lite.messages import message_to_string, random_message
 from medsign_lite.results import read_result
-from medsign_lite.table1_weights import ROWS, load_method, recipes
+from medsign_lite.tables import table1, table1_weights
+from medsign_lite.tables.table1_weights import ROWS, load_method, recipes
 
 REPORTS = ["no", "edema", "no edema", "effusion", "no effusion"]
 MESSAGE = message_to_string(random_message(generator=torch.Generator().manual_seed(0)))
@@ -115,7 +120,7 @@ def test_every_row_names_the_command_that_measures_it_alone(run, models, tmp_pat
     (row,) = run("--only", "dct-dwt")["values"]["rows"]
     assert str(models) not in row["command"] and "--seed" not in row["command"]
     words = row["command"].split()
-    assert words[:3] == ["python", "-m", "medsign_lite.table1"]
+    assert words[:3] == ["python", "-m", "medsign_lite.tables.table1"]
     places = {"MANIFEST": models / "manifest.csv", "FILE": tmp_path / "alone.json",
               "WEIGHTS": models, "BASELINES": models / "baselines",
               "CACHE": models / "cache"}  # fmt: skip
@@ -167,8 +172,8 @@ def test_every_row_is_loaded_from_its_folders(models, row, monkeypatch):
 @pytest.mark.parametrize(
     ("row", "command"),
     [
-        ("ssl-watermark", "medsign_lite.backbone_training --data MANIFEST"),
-        ("wam-kind", "medsign_lite.localised_training --data MANIFEST"),
+        ("ssl-watermark", "medsign_lite.baselines.backbone_training --data MANIFEST"),
+        ("wam-kind", "medsign_lite.baselines.localised_training --data MANIFEST"),
         ("stable-signature", "--attack-strength 0 .*--out .*stable_signature_chest"),
         ("stable-signature-published", "--out .*stable_signature_published_chest"),
         ("medsign-literal", "--kind literal .*--out .*medsign_literal_chest"),

@@ -1,6 +1,6 @@
 import pytest
 
-from medsign_lite.table1_figures import quality_curves_figure
+from medsign_lite.tables.table1_figures import quality_curves_figure
 
 
 def points(row, accuracies):

@@ -6,11 +6,12 @@ from grid_extractor import GridExtractor
 from tiny_pipeline import tiny_pipeline
 
 from medsign_lite.attacks import CONVENTIONS, PAPER_ATTACKS
+from medsign_lite.baselines.watermark_methods import WatermarkMethod, dct_dwt, of_decoder
 from medsign_lite.detection import extract_logits
 from medsign_lite.images import quantise
 from medsign_lite.latent_diffusion import copy_decoder
 from medsign_lite.metrics import psnr
-from medsign_lite.table1_measurements import (
+from medsign_lite.tables.table1_measurements import (
     TableImages,
     check_readable,
     chroma_rows,
@@ -21,7 +22,6 @@ from medsign_lite.table1_measurements import (
     parts,
     pasted_rows,
 )
-from medsign_lite.watermark_methods import WatermarkMethod, dct_dwt, of_decoder
 
 
 def generator():

@@ -5,11 +5,11 @@ import copy
 import pytest
 
 from medsign_lite.attacks import PAPER_ATTACKS
-from medsign_lite.gate_verdicts import Gate
+from medsign_lite.records.gate_verdicts import Gate
+from medsign_lite.records.table1_gates import TABLE1_GATES, judge_table1
 from medsign_lite.results import record_result
 from medsign_lite.rows import table
-from medsign_lite.table1_gates import TABLE1_GATES, judge_table1
-from medsign_lite.table1_record import (
+from medsign_lite.tables.table1_record import (
     COLUMNS,
     flat_row,
     gate_figures,
@@ -19,7 +19,7 @@ from medsign_lite.table1_record import (
     recorded_table1,
     smallest_gain,
 )
-from medsign_lite.table1_weights import ROWS
+from medsign_lite.tables.table1_weights import ROWS
 
 CONFIG = {"modality": "chest", "weights": "w", "images": 500, "seed": 0, "latents": "abc",
           "autoencoder": "def", "false_positive_rate": 1e-6, "empirical_rate": 0.01,

@@ -8,10 +8,9 @@ from grid_extractor import GridExtractor
 from PIL import Image
 from tiny_pipeline import tiny_pipeline
 
-from medsign_lite import table2
 from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import CHEST_FINDINGS, Record, write_manifest
-from medsign_lite.judge_networks import (
+from medsign_lite.judges.judge_networks import (
     FindingClassifier,
     FindingSegmenter,
     JudgeConfig,
@@ -20,6 +19,7 @@ from medsign_lite.judge_networks import (
 from medsign_lite.latent_diffusion import copy_decoder, save_decoder
 from medsign_lite.messages import message_to_string, random_message
 from medsign_lite.results import read_result
+from medsign_lite.tables import table2
 
 SMALL = {"size": 32, "widths": (8, 8, 8, 8)}
 IMAGES = 3

@@ -5,7 +5,7 @@ import torch
 
 from medsign_lite.attacks import PAPER_ATTACKS
 from medsign_lite.evaluation import diagnostic_change, evaluate_attacks, quality_row
-from medsign_lite.table2_rows import (
+from medsign_lite.tables.table2_rows import (
     ROUNDING_PSNR,
     against,
     image_scores,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from medsign_lite import files
-from medsign_lite.training_state import (
+from medsign_lite.training.training_state import (
     check_settings,
     load_training_state,
     plain_settings,

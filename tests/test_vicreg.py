@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from medsign_lite.backbone import SmallBackbone, SmallBackboneConfig
-from medsign_lite.vicreg import (
+from medsign_lite.baselines.backbone import SmallBackbone, SmallBackboneConfig
+from medsign_lite.baselines.vicreg import (
     distorted_view,
     effective_rank,
     projector,

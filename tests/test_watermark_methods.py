@@ -9,14 +9,11 @@ from grid_extractor import GridExtractor
 from PIL import Image
 from tiny_pipeline import tiny_pipeline
 
-from medsign_lite import watermark_methods
-from medsign_lite.backbone import SmallBackbone, SmallBackboneConfig, whiten_backbone
-from medsign_lite.images import quantise, save_image
-from medsign_lite.latent_diffusion import copy_decoder, decode
-from medsign_lite.localised_watermark import LocalisedConfig, LocalisedWatermark
-from medsign_lite.metrics import psnr
-from medsign_lite.ssl_watermark import SSLWatermark
-from medsign_lite.watermark_methods import (
+from medsign_lite.baselines import watermark_methods
+from medsign_lite.baselines.backbone import SmallBackbone, SmallBackboneConfig, whiten_backbone
+from medsign_lite.baselines.localised_watermark import LocalisedConfig, LocalisedWatermark
+from medsign_lite.baselines.ssl_watermark import SSLWatermark
+from medsign_lite.baselines.watermark_methods import (
     TIMED,
     WatermarkMethod,
     as_grey_file,
@@ -26,6 +23,9 @@ from medsign_lite.watermark_methods import (
     ssl_watermark,
     wam_kind,
 )
+from medsign_lite.images import quantise, save_image
+from medsign_lite.latent_diffusion import copy_decoder, decode
+from medsign_lite.metrics import psnr
 
 LATENTS = torch.zeros(2, 4, 8, 8)
 

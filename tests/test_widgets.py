@@ -3,8 +3,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from medsign_lite.attack_curves import CURVES
-from medsign_lite.attack_scores import Detector
+from medsign_lite.adversary.attack_curves import CURVES
+from medsign_lite.adversary.attack_scores import Detector
 from medsign_lite.attacks import SWEEPS
 from medsign_lite.widgets import (
     FigurePanel,

@@ -19,9 +19,9 @@ from medsign_lite.attacks import PAPER_ATTACKS
 from medsign_lite.extractor import save_extractor
 from medsign_lite.latent_cache import write_latent_cache
 from medsign_lite.losses import chest_weights
-from medsign_lite.precision import PRECISIONS
 from medsign_lite.profiles import PROFILES
 from medsign_lite.results import read_result
+from medsign_lite.training.precision import PRECISIONS
 from tests.tiny_pipeline import tiny_pipeline
 from workflow import steps
 from workflow.configuration import (

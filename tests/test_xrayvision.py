@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from medsign_lite.data import CHEST_FINDINGS
+from medsign_lite.judges.xrayvision import XRayVisionClassifier, load_xrayvision, open_classifier
 from medsign_lite.latent_diffusion import BUNDLED
-from medsign_lite.xrayvision import XRayVisionClassifier, load_xrayvision, open_classifier
 
 # The order of densenet121-res224-all.
 PATHOLOGIES = [
@@ -73,7 +73,7 @@ def test_open_classifier_takes_the_bundled_one_a_folder_or_a_name(monkeypatch):
     bundled = open_classifier()
     folder = BUNDLED.parent / "classifier"
     assert bundled.config == open_classifier(folder).config
-    monkeypatch.setattr("medsign_lite.xrayvision.load_xrayvision", lambda name, device: name)
+    monkeypatch.setattr("medsign_lite.judges.xrayvision.load_xrayvision", lambda name, device: name)
     assert open_classifier("densenet121-res224-chex") == "densenet121-res224-chex"
 
 

@@ -16,7 +16,7 @@ from medsign_lite import finetuning
 from medsign_lite.finetuning import finetune_step, fit
 from medsign_lite.latent_diffusion import copy_decoder
 from medsign_lite.perceptual import perceptual_loss
-from medsign_lite.processes import Processes
+from medsign_lite.training.processes import Processes
 from tests.test_finetuning import MESSAGE, WEIGHTS, tiny_cache, tiny_extractor, tiny_vae
 
 

@@ -13,9 +13,9 @@ from medsign_lite.latent_cache import read_latent_cache
 from medsign_lite.latent_diffusion import copy_decoder, load_decoder, load_pipeline
 from medsign_lite.losses import LossWeights
 from medsign_lite.perceptual import perceptual_loss
-from medsign_lite.precision import PRECISIONS
-from medsign_lite.processor import tune_processor
 from medsign_lite.results import record_result
+from medsign_lite.training.precision import PRECISIONS
+from medsign_lite.training.processor import tune_processor
 from workflow.sweep import Point
 
 

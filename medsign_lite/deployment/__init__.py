@@ -1,0 +1,1 @@
+"""The command `medsign-lite`: keys, detection in files of every kind, and provenance."""

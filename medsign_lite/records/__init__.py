@@ -1,0 +1,1 @@
+"""Gates: what the shipped weights must reach, measured, recorded and compared again."""

@@ -1,0 +1,142 @@
+"""The recorded figures of the gates as Markdown tables, also in the README and the model card.
+
+    python -m medsign_lite.records.gate_tables                     # print
+    python -m medsign_lite.records.gate_tables --write README.md   # and put them between the marks
+
+A figure in prose grows old unnoticed. So these stand there whole, and a test compares them with
+`results/`.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from medsign_lite.data import MODALITIES
+from medsign_lite.files import whole_file
+from medsign_lite.records.gates import GATES, RECORDED_GATES, RESULTS, Gate
+from medsign_lite.results import read_result
+from medsign_lite.rows import with_interval
+
+BEGIN, END = "<!-- recorded figures: begin -->", "<!-- recorded figures: end -->"
+
+
+def recorded(gate: Gate, folder: Path) -> Mapping | None:
+    """{"value", "low", "high"} that `folder` holds of a gate's figure, or None."""
+    path = folder / f"{gate.measurement}.json"
+    if not path.is_file():
+        return None
+    values = read_result(path)["values"]
+    if gate in RECORDED_GATES:
+        trained = values["trained"]
+        return with_interval(trained["quality"] | trained["attacks"][0], gate.figure)
+    return values.get(gate.figure)
+
+
+def tables(folder: str | Path = RESULTS) -> str:
+    """Two Markdown tables: what both modalities are asked for, side by side, then all else.
+
+    Measured figures come with their 95 % interval. One that falls short is bold; what is not
+    recorded is a dash. Of what nothing is asked, the second column is empty.
+    """
+    folder = Path(folder)
+    gates = {gate.name: gate for gate in (*GATES, *RECORDED_GATES)}
+    shared = {name.split(": ", 1)[1]: gate for name, gate in gates.items()
+              if name.startswith(f"{MODALITIES[0]}: ")}  # fmt: skip
+    of_both = {f"{modality}: {name}" for modality in MODALITIES for name in shared}
+    pairs = [
+        [name, _required(gate),
+         *(_cell(gates[f"{modality}: {name}"], folder) for modality in MODALITIES)]
+        for name, gate in shared.items()
+    ]  # fmt: skip
+    pairs.append([
+        "detected at 1e-6, hardest attack", "",
+        *(_detected(folder / f"watermark_{modality}.json") for modality in MODALITIES),
+    ])  # fmt: skip
+    others = [[name, _required(gate), _cell(gate, folder)]
+              for name, gate in gates.items() if name not in of_both]  # fmt: skip
+    for name in dict.fromkeys(gate.measurement for gate in RECORDED_GATES):
+        kind = name.rsplit("_", 1)[1]
+        others.append([
+            f"real decoder, {kind}: bits, mean of attacks", "", _attacked(folder / f"{name}.json"),
+        ])  # fmt: skip
+    return "\n".join([
+        *_table(["", "required", *MODALITIES], pairs),
+        "",
+        *_table(["", "required", "recorded"], others),
+    ])  # fmt: skip
+
+
+def _required(gate: Gate) -> str:
+    return f"{'≥' if gate.direction == 'at least' else '≤'} {gate.required:g}"
+
+
+def _cell(gate: Gate, folder: Path) -> str:
+    measured = recorded(gate, folder)
+    if measured is None or measured["value"] is None:
+        return "-"
+    size = abs(measured["value"])
+    large = size >= 2 or gate.name.endswith("dB")
+    text = _shown(measured, 1 if large else 3 if size >= 0.01 or size == 0 else 4)
+    return text if gate.passes(measured) else f"**{text}**"
+
+
+def _detected(path: Path) -> str:
+    """The lowest rate, over the attacks, of marked images that are told at 1e-6."""
+    if not path.is_file():
+        return "-"
+    rates = [with_interval(row, "true_positive_rate")
+             for row in read_result(path)["values"].get("attacks", ())
+             if row["attack"] != "mean"]  # fmt: skip
+    return _shown(min(rates, key=lambda rate: rate["value"])) if rates else "-"
+
+
+def _attacked(path: Path) -> str:
+    """Bits of a real decoder's images after the attacks, on average."""
+    if not path.is_file():
+        return "-"
+    rows = read_result(path)["values"]["trained"]["attacks"]
+    means = [with_interval(row, "bit_accuracy") for row in rows if row.get("attack") == "mean"]
+    return _shown(means[0]) if means else "-"
+
+
+def _shown(measured: Mapping, digits: int = 3) -> str:
+    text, *ends = (f"{measured[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return text if measured["low"] == measured["high"] else f"{text} [{', '.join(ends)}]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def with_tables(text: str, folder: str | Path = RESULTS) -> str:
+    """The text with the tables between its two marks.
+
+    Raises:
+        ValueError: if the marks are not there once each, in order.
+    """
+    parts = text.split(BEGIN)
+    if len(parts) != 2 or parts[1].count(END) != 1 or END in parts[0]:
+        raise ValueError(f"expected one {BEGIN} and after it one {END}")
+    rest = parts[1].split(END)[1]
+    return f"{parts[0]}{BEGIN}\n{tables(folder)}\n{END}{rest}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medsign_lite.records.gate_tables", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--write", type=Path, help="Markdown file to put the tables into")
+    options = parser.parse_args(arguments)
+    if options.write:
+        text = with_tables(options.write.read_text(encoding="utf-8"), options.results)
+        with whole_file(options.write) as file:
+            file.write(text.encode())
+    else:
+        print(tables(options.results))
+
+
+if __name__ == "__main__":
+    main()

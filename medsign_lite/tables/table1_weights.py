@@ -1,0 +1,164 @@
+"""Where the trained parts of Table 1's rows lie, and the commands that train them.
+
+MedSign's extractor and its decoder with the sharp map are shipped. All else is trained by the
+commands below, in this order, into one folder BASELINES (build/baselines by default), where
+`medsign_lite.tables.table1` finds it. MANIFEST is that of the phantoms, M a modality, WEIGHTS the
+shipped folder; an interrupted command goes on when it is given again.
+
+`recipes` returns them with the names put in. Stable Signature has two rows. The published one gets
+an extractor of HiDDeN's kind that saw no rotation, brightness or blur, and a plain fine-tuning. The
+fair one reads with MedSign's extractor and is trained as MedSign's decoder is, with its message,
+but for the two losses and the attacks that are MedSign's own. MedSign's literal map is Eq. 1 as
+printed. The samples come with the maps that `medsign_lite.tables.ablations` asks for as well. For
+SSL Watermark in the features of a ResNet-50 of DINO's, `--resnet50 FILE` takes the place of
+`--minutes 60` in its command.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from medsign_lite.attacks import STABLE_SIGNATURE_ATTACKS
+from medsign_lite.baselines.backbone import load_backbone
+from medsign_lite.baselines.localised_watermark import load_localised_watermark
+from medsign_lite.baselines.ssl_watermark import SSLWatermark
+from medsign_lite.baselines.watermark_methods import (
+    WatermarkMethod,
+    dct_dwt,
+    of_decoder,
+    ssl_watermark,
+    wam_kind,
+)
+from medsign_lite.checkpoints import digest
+from medsign_lite.decoder_recipe import MESSAGES, SAMPLES, STEPS, recipe
+from medsign_lite.extractor import load_extractor
+from medsign_lite.finetuning import PRESETS
+from medsign_lite.latent_diffusion import Autoencoder, load_decoder
+from medsign_lite.messages import message_from_string
+from medsign_lite.published import table1
+
+ROWS = (
+    "dct-dwt", "ssl-watermark", "wam-kind", "stable-signature-published", "stable-signature",
+    "medsign-literal", "medsign-sharp",
+)  # fmt: skip
+OWN = "medsign-sharp"  # the shipped decoder, which the others are compared with
+TITLES = {
+    "stable-signature-published": "Stable Signature, extractor by its published transforms",
+    "stable-signature": "Stable Signature, extractor of MedSign",
+    "medsign-literal": "MedSign, literal map",
+    "medsign-sharp": "MedSign, sharp map",
+}
+_AS_PUBLISHED = " ".join(STABLE_SIGNATURE_ATTACKS)
+_FINETUNING = (
+    "python -m medsign_lite.finetuning --modality {m} --pipeline {w}/pipeline "
+    "--cache {b}/cache_{m} --message {message}"
+)
+_PLAIN = "--total-variation 0 --preservation 0 --attack-strength 0"
+RECIPES = {  # by the folder that each one fills
+    "ssl_watermark": "python -m medsign_lite.baselines.backbone_training --data MANIFEST "
+    "--minutes 60",
+    "wam_kind": "python -m medsign_lite.baselines.localised_training --data MANIFEST --minutes 120",
+    "cache_{m}": "python -m medsign_lite.sample_cache --data MANIFEST --pipeline {w}/pipeline "
+    f"--modality {{m}} --count {SAMPLES} --scale sharp "
+    "--kinds sharp literal sharp_without_cas without_aas",
+    "extractor_published": "python -m medsign_lite.pretraining --images MANIFEST --network folded "
+    f"--attacks {_AS_PUBLISHED} --minutes 60",
+    "stable_signature_published_{m}": f"{_FINETUNING} "
+    f"--extractor {{b}}/extractor_published/extractor {_PLAIN} --steps 2500",
+    "stable_signature_{m}": f"{_FINETUNING} --extractor {{w}}/extractor {{recipe}} {_PLAIN}",
+    # As `make weights` makes decoders, but for the map. The shipped fundus decoder is older: for a
+    # fair pair of rows the sharp one has to be trained by this recipe as well.
+    "medsign_literal_{m}": f"{_FINETUNING} --kind literal --extractor {{w}}/extractor {{recipe}}",
+}
+
+
+def recipes(modality: str, *, weights: str | Path, baselines: str | Path) -> dict[str, str]:
+    """The commands that train what is not shipped, in order, by the folder each one fills."""
+    if modality not in PRESETS:
+        raise ValueError(f"expected a modality among {', '.join(PRESETS)}, got {modality!r}")
+    names = {"m": modality, "w": weights, "b": baselines, "message": MESSAGES[modality]}
+    names["recipe"] = " ".join((*recipe(modality), "--steps", str(STEPS[modality])))
+    return {
+        folder.format(**names): f"{command} --out {{b}}/{folder}".format(**names)
+        for folder, command in RECIPES.items()
+    }
+
+
+def made(modality: str) -> tuple[str, ...]:
+    """What the recipes leave in BASELINES for the table, seen from there."""
+    parts = {"ssl_watermark": "backbone", "wam_kind": "watermark",
+             "extractor_published": "extractor"}  # fmt: skip
+    folders = (folder.format(m=modality) for folder in RECIPES if not folder.startswith("cache"))
+    return tuple(f"{folder}/{parts.get(folder, 'decoder')}" for folder in folders)
+
+
+def load_method(
+    key: str,
+    *,
+    modality: str,
+    vae: Autoencoder,
+    weights: Path,
+    baselines: Path,
+    device: str = "cpu",
+) -> WatermarkMethod:
+    """The method of a row.
+
+    Args:
+        key: one of `ROWS`.
+        modality: "chest" or "fundus".
+        vae: of the pipeline that made the images.
+        weights: folder with extractor and decoder_MODALITY.
+        baselines: folder with what the commands of this module train.
+
+    Raises:
+        ValueError: for another key, or weights that are not of this pipeline.
+        FileNotFoundError: if weights are missing, naming the command that trains them.
+    """
+
+    def found(folder: str, part: str) -> Path:
+        path = baselines / folder / part
+        if not path.is_dir():
+            command = recipes(modality, weights=weights, baselines=baselines)[folder]
+            raise FileNotFoundError(
+                f"row {key}: no weights at {path}; train them with\n    {command}"
+            )
+        return path
+
+    def decoder(path: Path, extractor: Path) -> WatermarkMethod:
+        network, about = load_decoder(path, vae)
+        reader = load_extractor(extractor, device=device)
+        trained_with = about.get("extractor")
+        if trained_with not in (None, digest(reader)):
+            raise ValueError(
+                f"row {key}: {path} was trained with the extractor {trained_with}, and {extractor} "
+                f"is {digest(reader)}: train it again, or name the extractor's own --weights"
+            )
+        message = message_from_string(about["message"], bits=reader.config.bits)
+        return of_decoder(key, TITLES[key], network.to(device), message, reader)
+
+    printed = {row["method"].split(" (")[0]: row["psnr"] for row in table1(modality)}
+    shipped = weights / "extractor"
+    build: dict[str, Callable[[], WatermarkMethod]] = {
+        "dct-dwt": lambda: dct_dwt(psnr=printed["DCT-DWT"]),
+        "ssl-watermark": lambda: ssl_watermark(SSLWatermark(
+            backbone=load_backbone(found("ssl_watermark", "backbone"), device=device),
+            psnr=printed["SSL Watermark"],
+        )),
+        "wam-kind": lambda: wam_kind(
+            load_localised_watermark(found("wam_kind", "watermark"), device=device),
+            psnr=printed["WAM"],
+        ),
+        "stable-signature-published": lambda: decoder(
+            found(f"stable_signature_published_{modality}", "decoder"),
+            found("extractor_published", "extractor"),
+        ),
+        "stable-signature": lambda: decoder(
+            found(f"stable_signature_{modality}", "decoder"), shipped
+        ),
+        "medsign-literal": lambda: decoder(
+            found(f"medsign_literal_{modality}", "decoder"), shipped
+        ),
+        "medsign-sharp": lambda: decoder(weights / f"decoder_{modality}", shipped),
+    }  # fmt: skip
+    if key not in build:
+        raise ValueError(f"expected a row among {', '.join(ROWS)}, got {key!r}")
+    return build[key]()

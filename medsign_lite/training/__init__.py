@@ -1,0 +1,1 @@
+"""What every training loop here shares: budgets, processes, precision, states that resume."""
