@@ -428,9 +428,8 @@ def test_fit_judge_refuses_another_run_and_unclear_lengths(classifier, tmp_path)
     judge_training.fit_judge(classifier, data, data, tmp_path, steps=1, batch=4)
     with pytest.raises(ValueError, match="run with other settings"):
         judge_training.fit_judge(classifier, data, data, tmp_path, steps=2, batch=2)
-    judge_training.fit_judge(
-        classifier, data, data, tmp_path, steps=2, batch=4
-    )  # longer is no other run
+    # Longer is no other run.
+    judge_training.fit_judge(classifier, data, data, tmp_path, steps=2, batch=4)
     assert load_training_state(tmp_path / "training.pt")["budget"]["step"] == 2
     with pytest.raises(ValueError, match="either minutes or steps"):
         judge_training.fit_judge(classifier, data, data, tmp_path)
