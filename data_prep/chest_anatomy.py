@@ -38,13 +38,13 @@ ANATOMY = {  # (low, high) of the patient's and the film's variation
     "rib_pitch": (0.145, 0.17),
     "rib_phase": (0.0, 1.0),
     "rib_drop": (0.2, 0.3),
-    "rib_weight": (0.08, 0.13),
+    "rib_weight": (0.10, 0.17),
     "clavicle": (0.12, 0.26),
     "bubble": (-0.1, 0.26),
     "bubble_x": (0.28, 0.42),
     "vessels": (0.8, 1.25),
-    "film_middle": (0.50, 0.62),
-    "film_slope": (3.7, 4.6),
+    "film_middle": (0.54, 0.90),
+    "film_slope": (3.6, 5.0),
 }
 
 
@@ -154,7 +154,7 @@ def skeleton(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
     discs = np.abs(discs - np.floor(discs) - 0.5)
     vertebrae = 0.8 + 0.2 * smooth_step(0.36 - discs, 0.08)
     pedicles = smooth_step(0.22 - discs, 0.12) * np.exp(-(((np.abs(centre) - 0.055) / 0.02) ** 2))
-    density += column * vertebrae * 0.11 + 0.05 * pedicles
+    density += column * vertebrae * 0.09 + 0.05 * pedicles
 
     along = np.clip((f.across - 0.09 - a.rotation * f.sign) / 0.72, 0, 1.2)
     curve = a.apex + 0.2 - a.clavicle * along - 0.035 * np.sin(along * 2 * np.pi)
@@ -280,6 +280,7 @@ def mediastinum(a: SimpleNamespace, f: SimpleNamespace) -> np.ndarray:
     """Great vessels, aortic knob and hilar roots, thickness in [0, 1]."""
     half = lookup(f.y, lambda y: 0.10 + 0.05 * np.clip((y + 0.5) / 0.6, 0, 1) ** 2)
     band = smooth_step(half - np.abs(f.x - f.middle), max(0.035, f.edge * 1.5))
+    band *= 0.2 + 0.8 * smooth_step(f.y - a.apex - 0.05, 0.25)  # the neck holds less
     knob = soft_ellipse(
         f.x, f.y, (f.middle + 0.075, -0.35), (a.knob, a.knob * 1.4), softness=f.edge * 8
     )
