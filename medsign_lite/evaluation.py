@@ -16,7 +16,7 @@ from medsign_lite.attacks import PAPER_ATTACKS, Attack
 from medsign_lite.detection import extract_logits, matching_bits, p_value, threshold
 from medsign_lite.images import check_image, quantise
 from medsign_lite.localisation_scores import localisation_rows
-from medsign_lite.metrics import psnr, region_psnr, ssim, worst_window
+from medsign_lite.metrics import ROUNDING_PSNR, psnr, region_psnr, ssim, worst_window
 from medsign_lite.rows import Batches, in_step, mean_row, share_row, table
 
 __all__ = ["diagnostic_change", "evaluate_attacks", "localisation_rows", "quality_row", "table"]
@@ -136,10 +136,9 @@ def quality_row(
 
     Returns:
         images, psnr, ssim, worst_window (see `metrics`), and with masks: masked (how many images),
-        psnr_inside, psnr_outside, psnr_gap (inside minus outside, per image), each with its
-        interval, and psnr_gap_pooled (from the squared errors averaged over images; unlike the
-        mean of dB it is not moved by findings that are left untouched, whose PSNR is cut at
-        100 dB).
+        psnr_inside, psnr_outside (each `ROUNDING_PSNR` at most), psnr_gap (inside minus outside,
+        per image), each with its interval, and psnr_gap_pooled (from the squared errors averaged
+        over images, to which a finding left untouched adds next to nothing).
     """
     scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "worst_window": []}
     regions: dict[str, list[Tensor]] = {"psnr_inside": [], "psnr_outside": []}
@@ -166,7 +165,8 @@ def quality_row(
     if masks is not None:
         row["masked"] = sum(len(part) for part in regions["psnr_inside"])
         if row["masked"]:
-            values |= {name: torch.cat(parts).cpu() for name, parts in regions.items()}
+            values |= {name: torch.cat(parts).cpu().clamp(max=ROUNDING_PSNR)
+                       for name, parts in regions.items()}  # fmt: skip
             values["psnr_gap"] = values["psnr_inside"] - values["psnr_outside"]
             errors = [(10 ** (-values[name].double() / 10)).mean() for name in regions]
             row["psnr_gap_pooled"] = float(10 * torch.log10(errors[1] / errors[0]))

@@ -5,14 +5,8 @@ import torch
 
 from medsign_lite.attacks import PAPER_ATTACKS
 from medsign_lite.evaluation import diagnostic_change, evaluate_attacks, quality_row
-from medsign_lite.tables.table2_rows import (
-    ROUNDING_PSNR,
-    against,
-    image_scores,
-    over_seeds,
-    per_image,
-    table2_row,
-)
+from medsign_lite.metrics import ROUNDING_PSNR
+from medsign_lite.tables.table2_rows import against, image_scores, over_seeds, per_image, table2_row
 
 NAMES = ("edema", "effusion")
 ATTACKS = {name: PAPER_ATTACKS[name] for name in ("none", "crop")}

@@ -8,7 +8,6 @@ A figure is {"value", "low", "high", "least", "most"}: its mean over seeds, the 
 interval over images, and the range over seeds.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -17,13 +16,10 @@ from torch import Tensor, nn
 from medsign_lite.attacks import PAPER_ATTACKS, Attack
 from medsign_lite.detection import extract_logits, matching_bits
 from medsign_lite.images import quantise
-from medsign_lite.metrics import bootstrap_interval, psnr, region_psnr, ssim
+from medsign_lite.metrics import ROUNDING_PSNR, bootstrap_interval, psnr, region_psnr, ssim
 from medsign_lite.tables.diagnostic_scores import FIGURES, diagnostic_rows, probabilities
 
 COMPARED = ("psnr", "ssim", "psnr_gap", "bit_accuracy")
-# Of rounding to 8 bits alone. A region that the rounded mark leaves as it was has no error at all;
-# counted as more than this, a few such findings would decide a mean.
-ROUNDING_PSNR = 10 * math.log10(12 * 255**2)  # 58.9 dB
 
 
 @torch.no_grad()
