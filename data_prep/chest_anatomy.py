@@ -4,6 +4,9 @@ Everything is laid out in a patient frame (x to the right of the image, y down, 
 [-1, 1]^2) from a few numbers drawn before the size is known: one seed is one patient at every
 size. The patient's right is the left half of the image.
 
+Brightness, contrast and how fast power falls with frequency are those of real radiographs, which
+`benchmarks/phantom_exposure.py` compares: attacks find in them what they would find there.
+
 Throughout, `a` holds the drawn numbers of ANATOMY and `f` the (H, W) fields of `lay_out`.
 """
 

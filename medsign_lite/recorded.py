@@ -102,6 +102,9 @@ STEPS = {step.name: step for step in (
          f"--images {IMAGES}", output="paper_figures.json", settings={"images": IMAGES}),
     Step(command="benchmarks.attention --output RESULTS/attention_benchmark.json",
          output="attention_benchmark.json", parts=()),
+    Step(command=f"benchmarks.phantom_exposure --real {REAL}/cxr "
+         "--output RESULTS/phantom_exposure.json", output="phantom_exposure.json", parts=(),
+         needs=(f"{REAL}/cxr",)),
     Step(command="benchmarks.decoder_recipe --cache build/weights/cache_chest "
          "--output RESULTS/decoder_recipe.json", output="decoder_recipe.json",
          parts=("pipeline", "extractor"), needs=("build/weights/cache_chest",)),
