@@ -31,7 +31,7 @@ STEPS = {
     "classifier": 2000,
     "classifier_mixer": 1500,
     "segmenter": 1000,
-    "extractor": 4500,
+    "extractor": 9000,
     "decoder_chest": decoder_recipe.STEPS["chest"],
     "decoder_fundus": decoder_recipe.STEPS["fundus"],
 }

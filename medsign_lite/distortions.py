@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from medsign_lite.images import check_image, resize, to_bytes
+from medsign_lite.images import LUMA, check_image, luma, resize, to_bytes
 
 
 def identity(image: Tensor) -> Tensor:
@@ -140,7 +140,6 @@ LUMINANCE_STEPS = (
     (18, 22, 37, 56, 68, 109, 103, 77), (24, 35, 55, 64, 81, 104, 113, 92),
     (49, 64, 78, 87, 103, 121, 120, 101), (72, 92, 95, 98, 112, 100, 103, 99),
 )  # fmt: skip
-LUMINANCE = (0.299, 0.587, 0.114)
 
 
 class _Jpeg(torch.autograd.Function):
@@ -149,7 +148,7 @@ class _Jpeg(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             scale = 5000 / quality if quality < 50 else 200 - 2 * quality
             steps = (torch.tensor(LUMINANCE_STEPS) * scale / 100).round().clamp(1, 255)
-            level = _block_cosines(_luminance(image).float() * 255) / steps.to(image.device)
+            level = _block_cosines(luma(image)[:, 0].float() * 255) / steps.to(image.device)
             # What is below half a step is rounded to nothing.
             ctx.save_for_backward((2 * level).square().clamp(max=1))
         decoded = np.stack(
@@ -164,11 +163,7 @@ class _Jpeg(torch.autograd.Function):
         # Every channel of the result moves with the luminance, which is a weighted mean.
         towards = _block_cosines(gradient.sum(dim=1).float()) * passes
         towards = _from_block_cosines(towards, gradient.shape[-2:]).to(gradient.dtype)
-        return torch.stack([weight * towards for weight in LUMINANCE], dim=1), None, None
-
-
-def _luminance(image: Tensor) -> Tensor:
-    return sum(weight * image[:, i] for i, weight in enumerate(LUMINANCE))
+        return torch.stack([weight * towards for weight in LUMA], dim=1), None, None
 
 
 def _cosine_matrix(like: Tensor) -> Tensor:

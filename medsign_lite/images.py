@@ -17,6 +17,7 @@ from medsign_lite.files import whole_file
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LUMA = (0.299, 0.587, 0.114)  # of (R, G, B), ITU-R BT.601
 
 # What Pillow calls the files we refuse, in words.
 _REFUSED = {
@@ -31,6 +32,12 @@ _REFUSED = {
     "I": "more than 8 bits per channel",
     "F": "floating-point pixels",
 }
+
+
+def luma(image: Tensor) -> Tensor:
+    """(B, 1, H, W) of (B, 3, H, W): what JPEG keeps best, and a conversion to grey alone."""
+    weights = image.new_tensor(LUMA)
+    return torch.einsum("bchw,c->bhw", image, weights)[:, None]
 
 
 def load_image(path: str | Path) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medsign_lite.images import check_image
+from medsign_lite.images import check_image, luma
 from medsign_lite.messages import check_one_message_per_image
 
 
@@ -165,13 +165,14 @@ class SpectralExtractor(nn.Module):
     def spectrum(self, image: Tensor) -> Tensor:
         """Normalised log-polar power spectrum (B, 2, radii, angles) of (B, 3, H, W), float32.
 
+        Of the image's luma: colour is what JPEG and a conversion to grey lose.
         Channel 0 is the windows' mean of the logarithm, in which flat windows count as much as
         those with edges; channel 1 weighs each window by how far the network trusts it.
         """
         config = self.config
         if image.ndim != 4 or image.shape[1] != 3 or min(image.shape[-2:]) < self.minimum_side:
             check_image(image, minimum=self.minimum_side)
-        grey = 4 * image.mean(dim=1, keepdim=True)
+        grey = 4 * luma(image)
         short = [max(0, config.window - side) for side in image.shape[-2:]]
         if any(short):
             grey = F.pad(grey, (0, short[1], 0, short[0]), mode="replicate")
@@ -255,7 +256,7 @@ class SpectralEmbedder(nn.Module):
         kernel = torch.fft.irfft2(gain.unflatten(1, (side, side // 2 + 1)), s=(side, side))
         taper = torch.hann_window(side, device=image.device)
         kernel = kernel.roll((side // 2, side // 2), (1, 2)) * taper[:, None] * taper
-        grey = image.mean(dim=1, keepdim=True).float()
+        grey = luma(image.float())
         grey = grey - grey.mean(dim=(2, 3), keepdim=True)
         grey = F.pad(grey, (side // 2,) * 4, mode="replicate")[:, 0]
         size = (height + side, width + side)

@@ -162,3 +162,12 @@ def test_resize_refuses():
         images.resize(torch.zeros(4, 4), (2, 2))
     with pytest.raises(ValueError, match="size .H, W."):
         images.resize(torch.zeros(3, 4, 4), (0, 2))
+
+
+def test_luma_is_what_pillow_keeps_of_a_colour_image():
+    pixels = torch.randint(0, 256, (2, 3, 5, 4), generator=torch.Generator().manual_seed(0))
+    grey = images.luma(pixels / 255)
+    assert grey.shape == (2, 1, 5, 4)
+    for image, found in zip(pixels, grey, strict=True):
+        kept = Image.fromarray(image.permute(1, 2, 0).byte().numpy()).convert("L")
+        assert (torch.from_numpy(np.array(kept)) / 255 - found[0]).abs().max() < 1 / 255

@@ -16,14 +16,14 @@ import torch
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
-from medsign_lite.images import check_image
+from medsign_lite.images import LUMA, check_image
 from medsign_lite.messages import check_message
 
 BLOCK = 4  # coefficients of the coarse band, hence 8 pixels: the grid of JPEG
 # A plane of the image: what reads it from (R, G, B), and what to add to (R, G, B) to raise it by 1
 # and leave the other two planes of YUV (ITU-R BT.601) as they are.
 PLANES = {
-    "luma": ((0.299, 0.587, 0.114), (1.0, 1.0, 1.0)),
+    "luma": (LUMA, (1.0, 1.0, 1.0)),
     "chroma": ((-0.147, -0.289, 0.436), (0.0, -0.395, 2.032)),
 }
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medsign_lite.distortions import LUMINANCE
+from medsign_lite.images import luma
 
 
 def just_noticeable_difference(image: Tensor) -> Tensor:
@@ -21,8 +21,7 @@ def just_noticeable_difference(image: Tensor) -> Tensor:
     Returns:
         (B, 1, H, W) in [0, 1] units: 20/255 on black, about 3/255 on plain middle grey.
     """
-    weights = image.new_tensor(LUMINANCE)[:, None, None]
-    grey = 255 * (image.float().clamp(0, 1) * weights).sum(dim=1, keepdim=True)
+    grey = 255 * luma(image.float().clamp(0, 1))
     around = torch.ones(5, 5, device=image.device)
     around[1:4, 1:4] = 2
     around[2, 2] = 0

@@ -20,8 +20,7 @@ from medsign_lite.baselines.dct_dwt import BLOCK, PLANES, DctDwt
 from medsign_lite.baselines.localised_watermark import NAME, LocalisedWatermark
 from medsign_lite.baselines.ssl_watermark import SSLWatermark
 from medsign_lite.checkpoints import digest
-from medsign_lite.distortions import LUMINANCE
-from medsign_lite.images import quantise
+from medsign_lite.images import luma, quantise
 from medsign_lite.latent_diffusion import LatentDecoder, decode
 from medsign_lite.messages import check_message, random_message
 
@@ -118,8 +117,7 @@ def dct_dwt(*, psnr: float, bits: int = 48, plane: str = "luma") -> WatermarkMet
 
 def as_grey_file(image: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 1] as a grey PNG of 8 bits holds it, which is what a radiograph is."""
-    weights = image.new_tensor(LUMINANCE)[:, None, None]
-    return quantise((quantise(image) * weights).sum(dim=1, keepdim=True)).expand(-1, 3, -1, -1)
+    return quantise(luma(quantise(image))).expand(-1, 3, -1, -1)
 
 
 def ssl_watermark(method: SSLWatermark) -> WatermarkMethod:
