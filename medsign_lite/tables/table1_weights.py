@@ -9,8 +9,9 @@ shipped folder; an interrupted command goes on when it is given again.
 an extractor of HiDDeN's kind that saw no rotation, brightness or blur, and a plain fine-tuning. The
 fair one reads with MedSign's extractor and is trained as MedSign's decoder is, with its message,
 but for the two losses and the attacks that are MedSign's own. MedSign's literal map is Eq. 1 as
-printed. The samples come with the maps that `medsign_lite.tables.ablations` asks for as well. For
-SSL Watermark in the features of a ResNet-50 of DINO's, `--resnet50 FILE` takes the place of
+printed. The samples come with the maps that `medsign_lite.tables.ablations` asks for as well; where
+`make weights` has run, build/weights/cache_M holds the same. For SSL
+Watermark in the features of a ResNet-50 of DINO's, `--resnet50 FILE` takes the place of
 `--minutes 60` in its command.
 """
 
@@ -65,8 +66,7 @@ RECIPES = {  # by the folder that each one fills
     "stable_signature_published_{m}": f"{_FINETUNING} "
     f"--extractor {{b}}/extractor_published/extractor {_PLAIN} --steps 2500",
     "stable_signature_{m}": f"{_FINETUNING} --extractor {{w}}/extractor {{recipe}} {_PLAIN}",
-    # As `make weights` makes decoders, but for the map. The shipped fundus decoder is older: for a
-    # fair pair of rows the sharp one has to be trained by this recipe as well.
+    # As `make weights` makes decoders, but for the map.
     "medsign_literal_{m}": f"{_FINETUNING} --kind literal --extractor {{w}}/extractor {{recipe}}",
 }
 
