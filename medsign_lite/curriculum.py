@@ -141,7 +141,7 @@ class Curriculum:
 
 
 SPECTRAL_CURRICULUM = CurriculumConfig(
-    first_strength=0.1, last_strength=0.009, read_very_well=0.88,  # to 41 dB
+    first_strength=0.1, last_strength=0.0079, read_very_well=0.88,  # to 42 dB
     attack_images=20_000, strength_images=40_000,
     sizes=(96, 128),
     size_starts=(0.0, 0.85),

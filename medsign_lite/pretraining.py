@@ -319,7 +319,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--bits", type=int, default=48)
     parser.add_argument("--network", default="spectral", choices=sorted(CHOICES), help=(
         "spectral (our own), folded or published (HiDDeN's)"))  # fmt: skip
-    parser.add_argument("--strength", type=float, default=0.0126, help="last RMS of the residual")
+    parser.add_argument("--strength", type=float, help=(
+        "last root mean square of the residual; default: as suits the network"))  # fmt: skip
     parser.add_argument("--attacks", nargs="+", default=list(PAPER_ATTACKS), metavar="NAME", help=(
         "drawn from while training; one named twice is drawn twice as often"))  # fmt: skip
     parser.add_argument("--learning-rate", type=float, help="default: as suits the network")
@@ -330,12 +331,14 @@ def main(arguments: list[str] | None = None) -> None:
     tune_processor()
     minutes = 60 * options.hours if options.hours is not None else options.minutes
     config, curriculum, learning_rate = CHOICES[options.network]
+    if options.strength is not None:
+        curriculum = replace(curriculum, last_strength=options.strength)
     images = read_image_stack(options.images, size=options.size, limit=options.limit)
     try:
         fit(
             images, options.out, config=config(bits=options.bits),
             minutes=minutes, steps=options.steps,
-            curriculum=replace(curriculum, last_strength=options.strength),
+            curriculum=curriculum,
             attack_names=options.attacks,
             learning_rate=options.learning_rate or learning_rate, seed=options.seed,
             device=options.device, precision=options.precision,

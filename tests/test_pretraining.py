@@ -1,10 +1,13 @@
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
+from medsign_lite import pretraining
 from medsign_lite.checkpoints import load_checkpoint
-from medsign_lite.curriculum import CurriculumConfig, NoTakeOff
+from medsign_lite.curriculum import SPECTRAL_CURRICULUM, CurriculumConfig, NoTakeOff
 from medsign_lite.extractor import Embedder, Extractor, ExtractorConfig, load_extractor
 from medsign_lite.messages import random_messages
 from medsign_lite.pretraining import evaluate, fit, main, pretrain_step, read_under_attack
@@ -160,3 +163,16 @@ def test_fit_refuses_other_images_of_the_same_number(tmp_path):
 def test_main_names_a_folder_that_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent do not exist"):
         main(["--images", str(tmp_path / "absent"), "--out", str(tmp_path), "--steps", "1"])
+
+
+def test_main_follows_the_networks_curriculum_but_for_a_strength_that_is_given(
+    tmp_path, monkeypatch
+):
+    np.save(tmp_path / "images.npy", stack(2).numpy())
+    seen = []
+    monkeypatch.setattr(pretraining, "fit", lambda *_, curriculum, **__: seen.append(curriculum))
+    for more in ((), ("--strength", "0.02"), ("--network", "folded")):
+        main(["--images", str(tmp_path / "images.npy"), "--out", "OUT", "--steps", "1",
+              "--size", "32", *more])  # fmt: skip
+    weaker = dataclasses.replace(SPECTRAL_CURRICULUM, last_strength=0.02)
+    assert seen == [SPECTRAL_CURRICULUM, weaker, CurriculumConfig()]
