@@ -26,8 +26,8 @@ from medsign_lite.results import read_result, record_result
 # Of training: the same whatever the machine, which decides how long they take. On one core of two,
 # without bfloat16, some twelve hours; a data centre's GPU is some fifty times faster.
 STEPS = {
-    "autoencoder": 7250,
-    "denoiser": 6000,
+    "autoencoder": 8800,
+    "denoiser": 4800,
     "classifier": 2000,
     "classifier_mixer": 1500,
     "segmenter": 1000,
