@@ -38,7 +38,7 @@ from medsign_lite.messages import (
     message_to_string,
     random_message,
 )
-from medsign_lite.perceptual import perceptual_loss
+from medsign_lite.perceptual import COLOUR, perceptual_loss
 from medsign_lite.training.averaging import update_average
 from medsign_lite.training.budgets import Budget, log_row
 from medsign_lite.training.optimisers import OPTIMISERS, decoder_optimiser
@@ -250,6 +250,8 @@ def main(arguments: list[str] | None = None) -> None:
         "weight of one minus SSIM, added to the perceptual loss"))  # fmt: skip
     parser.add_argument("--evenness", type=float, default=0.0, help=(
         "weight of speckles and colour, added to the perceptual loss"))  # fmt: skip
+    parser.add_argument("--colour", type=float, default=COLOUR, help=(
+        "how many times --evenness counts what an error has of colour"))  # fmt: skip
     parser.add_argument("--mirrored", action="store_true", help=(
         "train with every entry mirrored left to right and upside down as well"))  # fmt: skip
     parser.add_argument("--limit", type=int, help="entries of the cache to use at most")
@@ -264,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
     weights = replace(weights, **{name: w for name, w in given.items() if w is not None})
     perceptual = perceptual_loss(
         options.perceptual_weights, masking=options.masking, structure=options.structure,
-        evenness=options.evenness,
+        evenness=options.evenness, colour=options.colour,
     )  # fmt: skip
     check_training_attacks(options.attacks)
     vae = load_pipeline(options.pipeline, device=options.device).vae

@@ -19,6 +19,7 @@ from medsign_lite.metrics import ssim
 # Channels of the convolutions of VGG-16, stage by stage; a stage starts with a 2x2 maximum.
 _VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _SMALL = 1e-10
+COLOUR = 4.0  # times that a colour counts where evenness is asked for
 
 
 class VGGFeatures(nn.Module):
@@ -181,17 +182,25 @@ class WithEvenness(_WithTerm):
     """A perceptual loss plus `weight` times the root mean square, over windows, of their error.
 
     A window's error is the mean of its squared differences, in units of a just visible one (.01
-    squared), and colour counts four times: a radiograph has none. Where the mark is spread evenly
-    this is its mean squared error. A speckle raises it far more than it raises that mean, and
-    SSIM, which is bounded, hardly sees it.
+    squared), in which that of colour counts `colour` times: a radiograph has none. Where the mark
+    is spread evenly and grey this is its mean squared error. A speckle raises it far more than it
+    raises that mean, and SSIM, which is bounded, hardly sees it.
     """
 
     option, label = "evenness", "even"
 
+    def __init__(self, loss: nn.Module, weight: float, *, colour: float = COLOUR):
+        super().__init__(loss, weight)
+        if not 1 <= colour < math.inf:
+            raise ValueError(f"colour: expected at least 1, as the rest counts, got {colour}")
+        self.colour = colour
+        if colour != COLOUR:
+            self.name += f"-colour-{_number(colour)}"
+
     def term(self, image: Tensor, reference: Tensor) -> Tensor:
         difference = (image - reference) / 0.01
         colour = difference - difference.mean(dim=1, keepdim=True)
-        squared = (difference.square() + 3 * colour.square()).mean(dim=1)
+        squared = (difference.square() + (self.colour - 1) * colour.square()).mean(dim=1)
         windows = F.avg_pool2d(squared, 8, stride=4)  # (B, h, w), half over one another
         return (windows.square().mean(dim=(1, 2)) + _SMALL).sqrt().mean()
 
@@ -202,6 +211,7 @@ def perceptual_loss(
     masking: float = 0.7,
     structure: float = 0.0,
     evenness: float = 0.0,
+    colour: float = COLOUR,
 ) -> nn.Module:
     """Watson-VGG with its published weights, or the stand-in if `weights` is None.
 
@@ -212,24 +222,25 @@ def perceptual_loss(
         masking: of the stand-in.
         structure: above 0, the weight of one minus SSIM, which is added to either.
         evenness: above 0, the weight of `WithEvenness`, which is added to either.
+        colour: how many times it counts what an error has of colour, at least 1.
 
     Raises:
         FileNotFoundError: if the file is named but absent: nothing else stands in for it then.
         ValueError: if it is not a state dict, or not that of Watson-VGG.
     """
     if weights is None:
-        return _with(MaskedPyramid(masking=masking), structure, evenness)
+        return _with(MaskedPyramid(masking=masking), structure, evenness, colour)
     state = read_plain_tensors(weights)
     loss = WatsonVGG()
     load_strictly(loss, state, name=f"Watson-VGG in {Path(weights).name}")
-    return _with(loss.eval(), structure, evenness)
+    return _with(loss.eval(), structure, evenness, colour)
 
 
 def perceptual_of(name: str, weights: str | Path | None = None) -> nn.Module:
     """The loss that calls itself `name`, as a decoder's configuration records it.
 
     Args:
-        name: such as "masked-pyramid-0+ssim-6+even-0.5".
+        name: such as "masked-pyramid-0+ssim-6+even-0.5", or "...+even-0.5-colour-1".
         weights: the published file, for "watson-vgg".
 
     Raises:
@@ -237,13 +248,15 @@ def perceptual_of(name: str, weights: str | Path | None = None) -> nn.Module:
     """
     number = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
     found = re.fullmatch(
-        rf"(masked-pyramid|watson-vgg)(?:-{number})?(?:\+ssim-{number})?(?:\+even-{number})?", name
+        rf"(masked-pyramid|watson-vgg)(?:-{number})?(?:\+ssim-{number})?"
+        rf"(?:\+even-{number}(?:-colour-{number})?)?",
+        name,
     )
     if found and (found[1] == "masked-pyramid" or (weights is not None and not found[2])):
         loss = perceptual_loss(
             weights if found[1] == "watson-vgg" else None,
             masking=float(found[2] or 0.7), structure=float(found[3] or 0),
-            evenness=float(found[4] or 0),
+            evenness=float(found[4] or 0), colour=float(found[5] or COLOUR),
         )  # fmt: skip
         if loss.name == name:
             return loss
@@ -252,9 +265,9 @@ def perceptual_of(name: str, weights: str | Path | None = None) -> nn.Module:
     )
 
 
-def _with(loss: nn.Module, structure: float, evenness: float) -> nn.Module:
+def _with(loss: nn.Module, structure: float, evenness: float, colour: float) -> nn.Module:
     loss = WithStructure(loss, structure) if structure else loss
-    return WithEvenness(loss, evenness) if evenness else loss
+    return WithEvenness(loss, evenness, colour=colour) if evenness else loss
 
 
 def _check_pair(image: Tensor, reference: Tensor, *, minimum: int) -> None:

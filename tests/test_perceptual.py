@@ -184,6 +184,10 @@ def test_evenness_minds_a_speckle_and_a_colour_of_the_same_squared_error():
         added[name] = float(loss(reference + mark, reference) - plain(reference + mark, reference))
     assert added["speckle"] > 6 * added["even"]
     assert added["colour"] == pytest.approx(4 * added["even"], rel=1e-3)
+    loss = perceptual_loss(evenness=1, colour=1)
+    plain = perceptual_loss()(reference + colour, reference)
+    only = float(loss(reference + colour, reference) - plain)
+    assert only == pytest.approx(added["even"], rel=1e-3)
 
 
 def test_evenness_has_a_finite_gradient_where_nothing_has_changed():
@@ -199,6 +203,12 @@ def test_evenness_refuses_other_weights(weight):
         perceptual_loss(evenness=weight)
 
 
+@pytest.mark.parametrize("colour", [0.5, math.inf, math.nan])
+def test_colour_counts_at_least_as_the_rest(colour):
+    with pytest.raises(ValueError, match="colour: expected at least 1"):
+        perceptual_loss(evenness=1, colour=colour)
+
+
 @pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
 def test_structure_refuses_other_weights(weight):
     with pytest.raises(ValueError, match="structure: expected a weight above 0"):
@@ -211,6 +221,7 @@ def test_structure_refuses_other_weights(weight):
         {}, {"masking": 0.0}, {"masking": 0.35, "structure": 6.5}, {"structure": 3},
         {"evenness": 0.5}, {"masking": 0.0, "structure": 20, "evenness": 0.4},
         {"masking": 1e-5, "structure": 1234567, "evenness": 1 / 3},
+        {"structure": 50, "evenness": 0.25, "colour": 1}, {"evenness": 1, "colour": 2.5},
     ],
 )  # fmt: skip
 def test_perceptual_of_its_own_name_is_the_same_loss(options):
