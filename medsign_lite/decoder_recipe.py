@@ -26,7 +26,7 @@ _OF_MODALITY = {
     # extractor reads luma, most of it green, and a grey mark of the same luma costs 1.3 dB more.
     "fundus": (
         *("--preservation", "8000000", "--structure", "50", "--colour", "1"),
-        *("--first-quality", "0.03", "--read-well", "0.95", "--mirrored"),
+        *("--first-quality", "0.03", "--read-well", "0.94", "--mirrored"),
         *("--attacks", "none", "brightness", "crop", *["resize"] * 2),
         *(*["rotation"] * 6, *["jpeg"] * 4),
     ),
