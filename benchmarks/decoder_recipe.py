@@ -45,6 +45,7 @@ def variants(recipe: dict) -> dict[str, dict]:
     masked = re.sub("^masked-pyramid(-[^+]+)?", "masked-pyramid", loss)  # by 0.7
     return {
         "recipe": {},
+        "all layers": {"layers": []},
         "half the rate": {"learning_rate": recipe["learning_rate"] / 2},
         "AdamW": {"optimiser": "adamw"},
         "AdamW, half the rate": {

@@ -41,7 +41,7 @@ from medsign_lite.messages import (
 from medsign_lite.perceptual import COLOUR, perceptual_loss
 from medsign_lite.training.averaging import update_average
 from medsign_lite.training.budgets import Budget, log_row
-from medsign_lite.training.optimisers import OPTIMISERS, decoder_optimiser
+from medsign_lite.training.optimisers import OPTIMISERS, decoder_optimiser, trained_parameters
 from medsign_lite.training.precision import PRECISIONS
 from medsign_lite.training.processes import Processes
 from medsign_lite.training.processor import tune_processor
@@ -69,6 +69,7 @@ def fit(
     minutes: float | None = None,
     steps: int | None = None,
     batch_size: int = 8,
+    layers: Sequence[str] = (),
     optimiser: str = "adamw",
     learning_rate: float = 5e-4,
     first_quality: float = 0.3,
@@ -94,6 +95,8 @@ def fit(
         cache: its last `held_out` entries are never trained on.
         message: (K,) in {0, 1}.
         extractor: frozen here and left in evaluation mode.
+        layers: names of the decoder's modules that are trained, such as "up_blocks.2"; none: all.
+            The others stay as they are, and with them most of what the decoder draws.
         optimiser: "adamw" or "muon" (see `optimisers.py`).
         first_quality, last_quality, quality_growth: the factor of the image losses. It starts at
             the first; every step multiplies it by 1 + growth (up to the last) while the smoothed
@@ -110,7 +113,7 @@ def fit(
 
     Raises:
         ValueError: for a message of the wrong length, too few entries, no read, an unknown
-            optimiser or attack, or not exactly one of minutes and steps.
+            layer, optimiser or attack, or not exactly one of minutes and steps.
     """
     if message.ndim != 1:
         raise ValueError(f"expected one message (K,) per decoder, got {tuple(message.shape)}")
@@ -123,6 +126,7 @@ def fit(
     check_training_attacks(attack_names)
     if reads < 1:
         raise ValueError(f"reads: expected at least 1 of each image in a step, got {reads}")
+    trained = trained_parameters(decoder, layers)
     budget = Budget(minutes=minutes, steps=steps)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -131,16 +135,16 @@ def fit(
     decoder.to(device), extractor.to(device), perceptual.to(device)
     message = message.to(device)
     extractor.eval().requires_grad_(False)
-    decoder.train().requires_grad_(True).to(memory_format=torch.channels_last)
+    decoder.train().to(memory_format=torch.channels_last)
     averaged = copy.deepcopy(decoder).requires_grad_(False)
-    optimising = decoder_optimiser(decoder, optimiser, learning_rate=learning_rate)
+    optimising = decoder_optimiser(trained, optimiser, learning_rate=learning_rate)
     generator = torch.Generator().manual_seed(seed)
     train, test = cache.split(len(cache) - held_out)
     quality, accuracy = first_quality, 0.5
     settings = plain_settings(
         message=message_to_string(message.cpu()), weights=asdict(weights), seed=seed,
-        perceptual=perceptual.name, batch_size=batch_size, optimiser=optimiser,
-        learning_rate=learning_rate,
+        perceptual=perceptual.name, batch_size=batch_size, layers=list(layers),
+        optimiser=optimiser, learning_rate=learning_rate,
         first_quality=first_quality, last_quality=last_quality, quality_growth=quality_growth,
         attack_strength=attack_strength, reads=reads, attack_names=list(attack_names),
         temperature=temperature, read_well=read_well,
@@ -228,6 +232,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="training time in all")
     parser.add_argument("--steps", type=int, help="instead of a time")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--layers", nargs="+", default=[], metavar="NAME", help=(
+        "of the decoder that are trained, such as up_blocks.2; default: all"))  # fmt: skip
     parser.add_argument("--optimiser", default="adamw", choices=OPTIMISERS)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--temperature", type=float, default=1.0, help=(
@@ -284,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
     fit(
         decoder, cache, message, extractor, weights, options.out, perceptual=perceptual,
         minutes=options.minutes, steps=options.steps, batch_size=options.batch_size,
-        optimiser=options.optimiser, learning_rate=options.learning_rate,
+        layers=options.layers, optimiser=options.optimiser, learning_rate=options.learning_rate,
         temperature=options.temperature, read_well=options.read_well,
         first_quality=options.first_quality, attack_strength=options.attack_strength,
         reads=options.reads, attack_names=options.attacks, seed=options.seed,

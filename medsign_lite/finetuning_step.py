@@ -78,7 +78,9 @@ def finetune_step(
         the four losses, "loss", "bit_accuracy" as read in this step, and the batch's "psnr".
     """
     with mixed_precision(latents.device, precision):
-        image = decoder(latents).float()
+        # With gradients to the latents: torch's backward pass of a norm in channels_last crashes
+        # where nothing in front of it is trained.
+        image = decoder(latents.requires_grad_()).float()
         logits = torch.cat([  # (reads * B, K)
             read_under_attack(
                 extractor, image, strength=attack_strength, parts=attacks, names=attack_names,

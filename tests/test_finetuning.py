@@ -207,6 +207,17 @@ def test_fit_saves_a_decoder_that_says_what_it_carries(tmp_path):
     assert {"quality", "psnr", "bit_accuracy", "preservation"} <= set(lines[0])
 
 
+def test_fit_trains_the_layers_that_are_named(tmp_path):
+    vae = tiny_vae()
+    before = copy_decoder(vae).state_dict()
+    layers = {"layers": ["up_blocks.1", "conv_out"]}
+    after = fit(copy_decoder(vae), tiny_cache(vae), MESSAGE, tiny_extractor(), WEIGHTS, tmp_path,
+                steps=3, **layers, **SETTINGS).state_dict()  # fmt: skip
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if "up_blocks.1." in name or "conv_out." in name}
+    assert json.loads((tmp_path / "decoder/config.json").read_text())["layers"] == layers["layers"]
+
+
 def test_fit_freezes_the_extractor_and_its_running_statistics(tmp_path):
     vae, extractor = tiny_vae(), tiny_extractor(norm="batch").train()
     before = {name: value.clone() for name, value in extractor.state_dict().items()}
@@ -237,12 +248,13 @@ def test_fit_refuses_a_bad_message_before_any_work(tmp_path, message, error):
 @pytest.mark.parametrize(
     ("option", "error"),
     [
+        ({"layers": ["up_blocks.9"]}, "no layer 'up_blocks.9' to train; there are .*up_blocks.1"),
         ({"reads": 0}, "reads: expected at least 1 .* got 0"),
         ({"held_out": 0}, "held_out: expected from 1 to fewer than the cache's 12 entries, got 0"),
         ({"held_out": 12}, "held_out: .* got 12"),
         ({"attack_names": ["jpg"]}, "expected names among .* got 'jpg'"),
     ],
-    ids=["reads", "none held out", "all held out", "attack"],
+    ids=["layer", "reads", "none held out", "all held out", "attack"],
 )
 def test_fit_refuses_bad_options_before_any_work(tmp_path, option, error):
     vae = tiny_vae()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from medsign_lite.training.optimisers import MuonOfKernels, decoder_optimiser
+from medsign_lite.training.optimisers import MuonOfKernels, decoder_optimiser, trained_parameters
 
 
 def network(memory_format=torch.contiguous_format):
@@ -33,7 +33,7 @@ def test_muon_moves_a_kernel_alike_in_all_directions(memory_format):
     """An orthogonal update has equal singular values; Muon's five iterations come near that."""
     module = network(memory_format)
     before = [p.detach().clone() for p in module.parameters()]
-    optimiser = decoder_optimiser(module, "muon", learning_rate=1e-2)
+    optimiser = decoder_optimiser(module.parameters(), "muon", learning_rate=1e-2)
     descend(module, optimiser)
     kernel, *_ = moved(module, before)
     lengths = torch.linalg.svdvals(kernel.flatten(1))
@@ -46,8 +46,8 @@ def test_muon_moves_a_kernel_alike_in_all_directions(memory_format):
 def test_muon_leaves_what_is_no_kernel_to_adamw():
     module, reference = network(), network()
     before = [p.detach().clone() for p in module.parameters()]
-    descend(module, decoder_optimiser(module, "muon", learning_rate=1e-3))
-    descend(reference, decoder_optimiser(reference, "adamw", learning_rate=1e-3))
+    descend(module, decoder_optimiser(module.parameters(), "muon", learning_rate=1e-3))
+    descend(reference, decoder_optimiser(reference.parameters(), "adamw", learning_rate=1e-3))
     for change, expected in zip(moved(module, before)[1:], moved(reference, before)[1:],
                                 strict=True):  # fmt: skip
         assert torch.equal(change, expected)  # norms, biases and the last kernel of three rows
@@ -56,7 +56,7 @@ def test_muon_leaves_what_is_no_kernel_to_adamw():
 def test_muon_takes_its_rate_from_the_groups():
     module = network()
     before = [p.detach().clone() for p in module.parameters()]
-    optimiser = decoder_optimiser(module, "muon", learning_rate=1e-2)
+    optimiser = decoder_optimiser(module.parameters(), "muon", learning_rate=1e-2)
     for group in optimiser.param_groups:
         group["lr"] = 0.0
     descend(module, optimiser)
@@ -65,11 +65,11 @@ def test_muon_takes_its_rate_from_the_groups():
 
 def test_muon_resumed_equals_muon_in_one_go():
     whole, killed = network(), network()
-    optimiser = MuonOfKernels(whole, learning_rate=1e-2)
+    optimiser = MuonOfKernels(whole.parameters(), learning_rate=1e-2)
     descend(whole, optimiser, steps=3)
-    first = MuonOfKernels(killed, learning_rate=1e-2)
+    first = MuonOfKernels(killed.parameters(), learning_rate=1e-2)
     descend(killed, first, steps=3)
-    resumed = MuonOfKernels(killed, learning_rate=1e-2)
+    resumed = MuonOfKernels(killed.parameters(), learning_rate=1e-2)
     resumed.load_state_dict(first.state_dict())
     for module, going_on in ((whole, optimiser), (killed, resumed)):
         descend(module, going_on, steps=2)
@@ -79,4 +79,24 @@ def test_muon_resumed_equals_muon_in_one_go():
 
 def test_another_optimiser_is_refused():
     with pytest.raises(ValueError, match="among .*'adamw', 'muon'.*, got 'sgd'"):
-        decoder_optimiser(network(), "sgd", learning_rate=1e-3)
+        decoder_optimiser(network().parameters(), "sgd", learning_rate=1e-3)
+
+
+def test_trained_parameters_freezes_the_other_layers():
+    module = nn.ModuleDict(
+        {"up": nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), "up1": nn.Linear(2, 2)}
+    )
+    assert len(trained_parameters(module)) == 6
+    chosen = trained_parameters(module, ["up.1", "up1"])
+    assert [p for p in module.parameters() if p.requires_grad] == chosen
+    assert {id(p) for p in chosen} == {
+        id(p) for p in (*module["up"][1].parameters(), *module["up1"].parameters())
+    }
+    assert len(trained_parameters(module)) == 6 and all(
+        p.requires_grad for p in module.parameters()
+    )
+
+
+def test_trained_parameters_refuses_an_unknown_layer():
+    with pytest.raises(ValueError, match=r"no layer 'up_blocks.9' to train; there are 0.bias, 0.w"):
+        trained_parameters(network(), ["up_blocks.9"])

@@ -49,10 +49,14 @@ from medsign_lite.training.processor import tune_processor
 BASE = "sharp"  # the kind of map of the shipped decoders, which the controls are made from
 # Of the recipe: what the configuration of a decoder says and `fit` takes.
 _TAKEN = (
-    *("optimiser", "learning_rate", "batch_size", "reads", "attack_names", "temperature"),
+    *("layers", "optimiser", "learning_rate", "batch_size", "reads", "attack_names", "temperature"),
     *("read_well", "first_quality", "last_quality", "quality_growth", "average"),
 )
-_BEFORE = {"optimiser": "adamw", "reads": 1}  # of decoders that were made before it was a choice
+_BEFORE = {
+    "layers": [],
+    "optimiser": "adamw",
+    "reads": 1,
+}  # of decoders that were made before it was a choice
 
 
 @dataclass(frozen=True, kw_only=True)

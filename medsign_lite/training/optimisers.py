@@ -5,28 +5,58 @@ lies in few of its directions. AdamW scales every weight by itself and so follow
 (Jordan et al., 2024) makes all directions of the update equally long.
 """
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 
 OPTIMISERS = ("adamw", "muon")
 
 
-def decoder_optimiser(
-    decoder: nn.Module, name: str = "adamw", *, learning_rate: float
-) -> torch.optim.Optimizer:
-    """An optimiser of all weights, without weight decay: the decoder starts where it should stay.
+def trained_parameters(network: nn.Module, layers: Sequence[str] = ()) -> list[nn.Parameter]:
+    """Leave only some layers of a network to be trained; all others are frozen.
 
     Args:
-        decoder: in the memory format that it is trained in.
+        network: its parameters are made to require gradients, or not to.
+        layers: names of modules, such as "up_blocks.2"; what stands before and after such a name
+            does not matter. None: all layers.
+
+    Raises:
+        ValueError: for a name that no parameter has.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    for layer in layers:
+        if not any(_within(name, layer) for name in names):
+            parts = sorted({".".join(name.split(".")[:3]) for name in names})
+            raise ValueError(f"no layer {layer!r} to train; there are {', '.join(parts)}")
+    trained = []
+    for name, parameter in network.named_parameters():
+        chosen = not layers or any(_within(name, layer) for layer in layers)
+        parameter.requires_grad_(chosen)
+        trained += [parameter] if chosen else []
+    return trained
+
+
+def _within(parameter: str, layer: str) -> bool:
+    return f".{layer}." in f".{parameter}."
+
+
+def decoder_optimiser(
+    parameters: Iterable[nn.Parameter], name: str = "adamw", *, learning_rate: float
+) -> torch.optim.Optimizer:
+    """An optimiser without weight decay: the decoder starts where it should stay.
+
+    Args:
+        parameters: in the memory format that they are trained in.
         name: "adamw", or "muon", which is `MuonOfKernels`.
 
     Raises:
         ValueError: for another name.
     """
     if name == "adamw":
-        return torch.optim.AdamW(decoder.parameters(), lr=learning_rate, weight_decay=0.0)
+        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     if name == "muon":
-        return MuonOfKernels(decoder, learning_rate=learning_rate)
+        return MuonOfKernels(parameters, learning_rate=learning_rate)
     raise ValueError(f"expected an optimiser among {OPTIMISERS}, got {name!r}")
 
 
@@ -37,8 +67,8 @@ class MuonOfKernels(torch.optim.Optimizer):
     channel. Its updates are scaled to the size of AdamW's: one learning rate fits both.
     """
 
-    def __init__(self, module: nn.Module, *, learning_rate: float) -> None:
-        every = list(module.parameters())
+    def __init__(self, parameters: Iterable[nn.Parameter], *, learning_rate: float) -> None:
+        every = list(parameters)
         kernels = [p for p in every if p.ndim == 4 and len(p) > 3]
         others = [p for p in every if not (p.ndim == 4 and len(p) > 3)]
         groups = [{"params": group} for group in (kernels, others)]
