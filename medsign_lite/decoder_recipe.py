@@ -11,7 +11,7 @@ The shipped decoders were made so.
 
 MESSAGES = {"chest": "1", "fundus": "2"}  # seeds of the messages
 SAMPLES = 1504  # generated images each decoder is fine-tuned on
-STEPS = {"chest": 5600, "fundus": 6400}  # some 110 and 120 minutes of one core
+STEPS = {"chest": 5600, "fundus": 6400}  # some 107 and 120 minutes of one core
 _SHARED = (
     *("--optimiser", "muon", "--learning-rate", "4e-4", "--batch-size", "4", "--reads", "4"),
     *("--layers", "up_blocks.1", "up_blocks.2"),
