@@ -83,7 +83,7 @@ def _of_modality(
                 parts=parts, settings={"images": IMAGES})  # fmt: skip
 
 
-KINDS = ("reconstruction", "generation", "localisation_generated", "watermark")
+KINDS = ("reconstruction", "judges", "generation", "localisation_generated", "watermark")
 GATES = ("weights", "localisation", "unmarked", *(f"{k}_{m}" for m in MODALITIES for k in KINDS),
          "manifest", "processes")  # fmt: skip
 REAL = "../shared/data"

@@ -48,8 +48,11 @@ def test_tables_show_intervals_the_hardest_attack_and_what_real_decoders_do_not_
     bits = [row("none", "bit_accuracy", 0.99), row("mean", "bit_accuracy", 0.7)]
     trained = {"quality": {"psnr": 38.5, "psnr_gap": 5}, "attacks": bits}
     record_result(tmp_path / "real_decoder_own.json", {"trained": trained}, {})
+    dice = {"value": 0.93, "low": 0.93, "high": 0.93}
+    record_result(tmp_path / "judges_chest.json", {"dice": dice, "auc": dice | {"value": 0.99}}, {})
     text = tables(tmp_path)
     assert row_of(text, "watermark, dB")[2] == "39.0 [38.5, 39.5]"
+    assert row_of(text, "segmenter's Dice, phantoms")[1:] == ["", "0.930", "-"]
     detected = row_of(text, "detected at 1e-6, hardest attack")
     assert detected[1:] == ["", "0.800 [0.700, 1.000]", "-"]
     attacked = row_of(text, "real decoder, own: bits, mean of attacks")

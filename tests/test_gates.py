@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from data_prep.phantoms import write_phantoms
 from medsign_lite.checkpoints import weights_fingerprint
-from medsign_lite.data import Record, write_manifest
+from medsign_lite.data import FINDINGS, Record, write_manifest
 from medsign_lite.latent_diffusion import BUNDLED
 from medsign_lite.records import gates
 from medsign_lite.records.gate_measurements import (
@@ -149,6 +150,17 @@ def sample_of(tmp_path, weights, **changes):
     settings = {"data": tmp_path / "manifest.csv", "weights": weights, "images": 3, "seed": 1,
                 "steps": 2, "work": tmp_path / "work"}  # fmt: skip
     return Sample(**(settings | changes))
+
+
+@pytest.mark.parametrize("modality", ["chest", "fundus"])
+def test_the_shipped_judges_know_phantoms_and_say_how_well(tmp_path, modality):
+    write_phantoms(tmp_path, train=0, validation=0, test=24, workers=1, progress=False)
+    sample = sample_of(tmp_path, BUNDLED.parent, images=24, seed=0)
+    found = MEASUREMENTS[f"judges_{modality}"](sample)
+    assert found["dice"]["value"] > 0.5 and found["auc"]["value"] > 0.9
+    assert found["images"] == 24
+    own = set(found["segmenter"]["findings"])
+    assert own and own == set(found["classifier"]["findings"]) <= set(FINDINGS[modality])
 
 
 def test_measure_keeps_finished_parts_and_goes_on(tmp_path, weights, monkeypatch):

@@ -15,7 +15,9 @@ from medsign_lite.data import FINDINGS, Record, read_manifest
 from medsign_lite.detection import bit_bias, empirical_false_positive_rate, extract_logits
 from medsign_lite.extractor import load_extractor
 from medsign_lite.images import quantise
+from medsign_lite.judges.judge_data import Phantoms
 from medsign_lite.judges.judge_networks import load_classifier, load_segmenter
+from medsign_lite.judges.judge_scores import evaluate_classifier, evaluate_segmenter
 from medsign_lite.latent_cache import read_latent_cache
 from medsign_lite.latent_diffusion import (
     LatentDecoder,
@@ -46,6 +48,7 @@ WEIGHTS: dict[str, tuple[str, ...] | None] = {
     "localisation": ("pipeline",),
     "unmarked": ("extractor", "decoder_chest", "decoder_fundus"),  # of the decoders the messages
     "reconstruction": ("pipeline",),
+    "judges": ("classifier", "segmenter"),
     "generation": ("pipeline", "classifier"),
     "localisation_generated": ("pipeline", "segmenter"),
     "watermark": ("pipeline", "extractor", "decoder_{modality}", "classifier", "segmenter"),
@@ -59,6 +62,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "localisation": (*_SAMPLED, "cas"),
     "unmarked": ("data", "seed"),  # every test image
     "reconstruction": _SAMPLED,
+    "judges": _SAMPLED,
     "generation": (*_SAMPLED, "steps"),
     "localisation_generated": (*_SAMPLED, "steps", "cas"),
     "watermark": (*_SAMPLED, "steps"),
@@ -198,6 +202,21 @@ def reconstruction(sample: Sample, modality: str) -> dict:
     return {"psnr": with_interval(row, "psnr"), "images": row["images"]}
 
 
+def judges(sample: Sample, modality: str) -> dict:
+    """How well those judge who judge the rest: on the phantoms themselves, means over findings."""
+    records = sample.records(modality)
+    segmenter = evaluate_segmenter(
+        sample.segmenter, Phantoms.load(records, sample.segmenter.config)
+    )
+    classifier = evaluate_classifier(
+        sample.classifier, Phantoms.load(records, sample.classifier.config)
+    )
+    means = {"dice": segmenter["dice"], "auc": classifier["auc"]}
+    return {name: with_interval(means, name) for name in means} | {
+        "images": len(records), "segmenter": segmenter, "classifier": classifier,
+    }  # fmt: skip
+
+
 def generation(sample: Sample, modality: str) -> dict:
     cache = sample.generated(modality)
     images = cache.originals.float() / 255
@@ -333,6 +352,6 @@ MEASUREMENTS: dict[str, Callable[[Sample], dict]] = {
     **{
         f"{function.__name__}_{modality}": partial(function, modality=modality)
         for modality in ("chest", "fundus")
-        for function in (reconstruction, generation, localisation_generated, watermark)
+        for function in (reconstruction, judges, generation, localisation_generated, watermark)
     },
 }

@@ -52,6 +52,11 @@ def tables(folder: str | Path = RESULTS) -> str:
         "detected at 1e-6, hardest attack", "",
         *(_detected(folder / f"watermark_{modality}.json") for modality in MODALITIES),
     ])  # fmt: skip
+    for title, figure in (("classifier's AUC", "auc"), ("segmenter's Dice", "dice")):
+        pairs.append([
+            f"{title}, phantoms", "",
+            *(_judged(folder / f"judges_{modality}.json", figure) for modality in MODALITIES),
+        ])  # fmt: skip
     others = [[name, _required(gate), _cell(gate, folder)]
               for name, gate in gates.items() if name not in of_both]  # fmt: skip
     for name in dict.fromkeys(gate.measurement for gate in RECORDED_GATES):
@@ -88,6 +93,11 @@ def _detected(path: Path) -> str:
              for row in read_result(path)["values"].get("attacks", ())
              if row["attack"] != "mean"]  # fmt: skip
     return _shown(min(rates, key=lambda rate: rate["value"])) if rates else "-"
+
+
+def _judged(path: Path, figure: str) -> str:
+    """How well a judge does on the phantoms themselves."""
+    return _shown(read_result(path)["values"][figure]) if path.is_file() else "-"
 
 
 def _attacked(path: Path) -> str:
