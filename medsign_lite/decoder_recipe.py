@@ -6,7 +6,7 @@ of it shrinks the mark alike everywhere. Two blocks of the decoder are trained a
 all are, what they draw drifts, lesions most of all, and much of the training only brings it back.
 Evenness keeps the mark from gathering into speckles, and, on radiographs, from colour.
 
-The shipped decoders were made so.
+The shipped decoders ended with these settings; the model card says what was changed on the way.
 """
 
 MESSAGES = {"chest": "1", "fundus": "2"}  # seeds of the messages

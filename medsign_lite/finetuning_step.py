@@ -80,7 +80,7 @@ def finetune_step(
     with mixed_precision(latents.device, precision):
         # With gradients to the latents: torch's backward pass of a norm in channels_last crashes
         # where nothing in front of it is trained.
-        image = decoder(latents.requires_grad_()).float()
+        image = decoder(latents.detach().requires_grad_()).float()
         logits = torch.cat([  # (reads * B, K)
             read_under_attack(
                 extractor, image, strength=attack_strength, parts=attacks, names=attack_names,
