@@ -58,11 +58,13 @@ def run(decoder, extractor, cache, steps, **options):
     settings = {"weights": WEIGHTS, "perceptual": perceptual_loss(), "precision": "float32",
                 "generator": torch.Generator().manual_seed(0)} | options  # fmt: skip
     message, weights = settings.pop("message", MESSAGE), settings.pop("weights")
-    return [
+    values = [
         finetune_step(decoder, original, latents, maps, message, extractor, weights,
                       optimiser=optimiser, **settings)
         for _ in range(steps)
     ]  # fmt: skip
+    assert not latents.requires_grad, "a step changed the caller's latents"
+    return values
 
 
 def test_finetune_step_writes_the_message_and_moves_nothing_else():
