@@ -91,6 +91,7 @@ REAL = "../shared/data"
 # In this order; a new recorded file gets a line here.
 STEPS = {step.name: step for step in (
     *map(_gate, GATES),
+    *(_of_modality("records.table_samples", m, parts=("pipeline",)) for m in MODALITIES),
     *(_of_modality("adversary.attacker", m, parts=attacker.weights_of(m)) for m in MODALITIES),
     *(_of_modality("tables.table1", m, parts=attacker.weights_of(m), needs=tuple(
         f"build/baselines/{folder}" for folder in table1_weights.made(m)

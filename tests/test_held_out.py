@@ -5,13 +5,11 @@ import torch
 from PIL import Image
 
 from medsign_lite.data import Record
-from medsign_lite.records import held_out
 from medsign_lite.records.held_out import (
     generation_row,
     localisation_on_phantoms,
     mean_masks,
     readable,
-    table_records,
 )
 from tests.tiny_pipeline import tiny_pipeline, tiny_tokenizer
 
@@ -58,22 +56,6 @@ def test_generation_row_by_hand(tmp_path):
 def test_readable_leaves_out_reports_that_are_cut_off(tmp_path):
     short, long = record(tmp_path), record(tmp_path, report="effusion " * 9)
     assert readable(tiny_tokenizer(), [short, long]) == [short]
-
-
-def test_table_records_are_different_reports_behind_those_that_gates_use(tmp_path, monkeypatch):
-    monkeypatch.setattr(held_out, "RECORDED", 2)
-    reports = ["no", "edema", "edema", "effusion", "no", "effusion", "no edema"]
-    some = [record(tmp_path, name=str(i), report=report) for i, report in enumerate(reports)]
-
-    def names(count):
-        found = table_records(tiny_tokenizer(), some, modality="chest", count=count)
-        return [r.id for r in found]
-
-    assert names(1) == ["3"] and names(2) == ["3", "6"]
-    assert names(3) == ["0", "1", "3"]  # too few behind: all are used
-    assert names(5) == ["0", "1", "2", "3", "4"]  # nor are there so many different ones
-    with pytest.raises(ValueError, match="8 chest reports are needed, .* has 7"):
-        names(8)
 
 
 def save_mask(path, left, size=32):

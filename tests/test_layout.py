@@ -50,7 +50,7 @@ LAYERS = {
         "medsign_lite.adversary": "attack_scores attack_curves regeneration purification forgery",
         "medsign_lite.tables": """
             table1_weights matched_quality diagnostic_scores table2_rows claims""",
-        "medsign_lite.records": "held_out decoder_scores agreement",
+        "medsign_lite.records": "held_out table_samples decoder_scores agreement",
         "medsign_lite.deployment": "keys key_detection detection_table",
     },
     3: {

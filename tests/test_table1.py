@@ -134,8 +134,25 @@ def test_every_row_names_the_command_that_measures_it_alone(run, models, tmp_pat
 
 def test_main_measures_under_another_configuration_anew(run, tmp_path):
     run("--only", "dct-dwt")
+    with pytest.raises(ValueError, match="resamples is 5 and 6. Name another --out"):
+        run("--only", "dct-dwt", resamples=6)
+    (tmp_path / "out.json").unlink()
     assert run("--only", "dct-dwt", resamples=6)["config"]["resamples"] == 6
     assert len([*(tmp_path / "work").rglob("dct-dwt-*.json")]) == 2
+
+
+def test_main_adds_to_the_rows_that_are_recorded_already(run, tmp_path):
+    ours = run("--only", "medsign-sharp", "curve-medsign-sharp", *SHORT)["values"]
+    # On another machine, with the record alone: the gains take our own curve again.
+    both = run("--only", "dct-dwt", "curve-dct-dwt", "curve-medsign-sharp", *SHORT,
+               work=tmp_path / "elsewhere")  # fmt: skip
+    rows = both["values"]["rows"]
+    assert [row["row"] for row in rows] == ["dct-dwt", "medsign-sharp"]
+    assert rows[1] == ours["rows"][0]
+    assert len(both["values"]["curves"]) == 4 and len(both["values"]["gains"]) == 2
+    assert {"medsign-sharp", "dct-dwt"} <= set(both["config"]["parts"])
+    assert "curve-dct-dwt" not in both["values"]["missing"]
+    assert "wam-kind" in both["values"]["missing"]
 
 
 def test_decoders_of_another_extractor_are_refused(models, tmp_path, monkeypatch):

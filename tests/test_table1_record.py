@@ -75,7 +75,8 @@ def test_recorded_table1_is_of_these_weights_or_says_why_not(tmp_path):
     for other in ("v", None):
         values, why = recorded_table1("chest", other, tmp_path)
         assert values == {} and "of other weights" in why
-    partly = made_up_table() | {"rows": [made_up(key) for key in ROWS if key != "wam-kind"]}
+    partly = made_up_table() | {"rows": [made_up(key) for key in ROWS if key != "wam-kind"],
+                                "missing": ["wam-kind"]}  # fmt: skip
     record_result(tmp_path / "table1_chest.json", partly, CONFIG)
     assert recorded_table1("chest", "w", tmp_path)[1] == "recorded: 500 images, without wam-kind"
 

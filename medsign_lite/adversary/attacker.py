@@ -43,8 +43,8 @@ from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.extractor import load_extractor
 from medsign_lite.latent_diffusion import BUNDLED, Autoencoder, load_decoder, load_pipeline
 from medsign_lite.messages import message_from_string
-from medsign_lite.records.held_out import table_latents, table_records
 from medsign_lite.records.kept_parts import measure_parts
+from medsign_lite.records.table_samples import table_latents, table_records
 from medsign_lite.results import ROOT, record_result
 from medsign_lite.training.processor import tune_processor
 

@@ -7,7 +7,6 @@ masks, beside controls).
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,18 +15,15 @@ from torch.nn import functional as F
 from medsign_lite.data import CHEST_FINDINGS, FINDINGS, Record, load_mask
 from medsign_lite.images import load_image, quantise, resize
 from medsign_lite.judges.judge_networks import HALVES, FindingClassifier
-from medsign_lite.latent_cache import read_latent_cache
-from medsign_lite.latent_diffusion import LatentDecoder, decode, encode, image_size
+from medsign_lite.latent_diffusion import decode, encode, image_size
 from medsign_lite.localisation import attention_on_latents, scale_attention, word_tokens
 from medsign_lite.localisation_scores import localisation_rows
 from medsign_lite.metrics import psnr
 from medsign_lite.rows import mean_row, share_row
-from medsign_lite.sample_cache import FIRST_SEED, sample_with_maps
 from medsign_lite.selection import select_token
 
 TIMESTEPS = (200, 400, 600, 800)  # of 1000: the layout is still open, some detail is there
 RECORDED = 500  # test images of a modality that the gates' recorded figures may use
-TABLE_SEED = FIRST_SEED["test"] + 500_000  # of the tables' samples, far from the gates'
 
 
 def readable(tokenizer, records: Sequence[Record]) -> list[Record]:
@@ -39,64 +35,6 @@ def readable(tokenizer, records: Sequence[Record]) -> list[Record]:
 def read_images(records: Sequence[Record], size: tuple[int, int]) -> Tensor:
     """Images (N, 3, H, W) in [0, 1] of `size` (H, W)."""
     return torch.cat([resize(load_image(r.image)[None], size) for r in records])
-
-
-def table_records(
-    tokenizer, records: Sequence[Record], *, modality: str, count: int
-) -> list[Record]:
-    """The reports that the tables' images are made from: the same for every row and command.
-
-    Each report once, and none of the first `RECORDED` of the test split: by their figures it is
-    decided which decoder is shipped, and a table that compares it with others must not use them.
-    A manifest that is too small for that gives its first reports, and one whose reports repeat
-    themselves repeats them here: each image has a seed of its own.
-
-    Raises:
-        ValueError: if there are too few reports, the same or not.
-    """
-    test = [r for r in records if r.modality == modality and r.split == "test"]
-    test = readable(tokenizer, test)
-    used = {r.report for r in test[:RECORDED]}
-    later = [r for r in _one_of_each(test[RECORDED:]) if r.report not in used]
-    for chosen in (later, _one_of_each(test), test):
-        if len(chosen) >= count:
-            return chosen[:count]
-    raise ValueError(f"{count} {modality} reports are needed, the test split has {len(test)}")
-
-
-def _one_of_each(records: Sequence[Record]) -> list[Record]:
-    found: dict[str, Record] = {}
-    for record in records:
-        found.setdefault(record.report, record)
-    return list(found.values())
-
-
-def table_latents(
-    pipeline, records: Sequence[Record], folder: str | Path, *, cache: str | Path | None = None
-) -> Tensor:
-    """Latents of the images that watermarks are scored on in the tables.
-
-    Args:
-        records: from `table_records`; their reports are the prompts.
-        folder: where samples are kept; a killed run goes on.
-        cache: a latent cache of the same prompts to read instead of sampling.
-
-    Returns:
-        (N, C, h, w), scaled, float32.
-
-    Raises:
-        ValueError: if the cache holds fewer, or samples of other prompts.
-    """
-    prompts = [record.report for record in records]
-    if cache is None:
-        seeds = range(TABLE_SEED, TABLE_SEED + len(prompts))
-        cache = sample_with_maps(pipeline, prompts, [()] * len(prompts), folder, seeds=seeds)
-    found = read_latent_cache(cache, LatentDecoder(pipeline.vae).eval(), limit=len(prompts))
-    if len(found) < len(prompts):
-        raise ValueError(f"{cache} holds {len(found)} latents, {len(prompts)} were asked for")
-    if list(found.prompts) != prompts:
-        raise ValueError(f"{cache} holds samples of other prompts than the manifest's test split")
-    return found.latents.float()
 
 
 def reconstruction_row(

@@ -31,7 +31,7 @@ from medsign_lite.judges.judge_networks import FindingSegmenter, load_segmenter
 from medsign_lite.latent_diffusion import BUNDLED, decode, load_decoder, load_pipeline, sample
 from medsign_lite.localisation import word_tokens
 from medsign_lite.messages import random_message
-from medsign_lite.records.held_out import TABLE_SEED, table_records
+from medsign_lite.records.table_samples import TABLE_SEED, table_records
 from medsign_lite.results import ROOT, record_result
 from medsign_lite.selection import SMALL_MAPS, scale_attention, select_token
 from medsign_lite.tables.paper_figures import (

@@ -10,9 +10,11 @@ is found of a marked patch in another image (`pasted-wam-kind`), and what a grey
 chroma variant of DCT-DWT (`chroma`).
 
 A finished part is kept under --work and not repeated, so a run that was killed goes on when the
-same command is given again. With `--only` the file holds the named parts alone; `--again` measures
-them anew. Each row says when it was measured, and of which commit. An interval is over images:
-every method is trained once, and what another training would give it does not say.
+same command is given again. With `--only` the named parts are measured, and what the file already
+holds of other parts stays, if it is of the same images, weights and settings; otherwise they are
+refused. `--again` measures anew what is kept. Each row says when it was measured, and of which
+commit. An interval is over images: every method is trained once, and what another training would
+give it does not say.
 
 Weights that are not shipped are trained first; `--recipes` prints the commands.
 """
@@ -28,13 +30,13 @@ from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.latent_diffusion import BUNDLED, load_pipeline
 from medsign_lite.published import table1 as published_rows
-from medsign_lite.records.held_out import table_latents, table_records
 from medsign_lite.records.kept_parts import measure_parts
-from medsign_lite.results import ROOT, record_result
+from medsign_lite.records.table_samples import table_latents, table_records
+from medsign_lite.results import ROOT, read_result, record_result, to_json
 from medsign_lite.rows import table
 from medsign_lite.tables.matched_quality import LADDER, check_ladder, gain_rows
 from medsign_lite.tables.table1_measurements import TableImages, check_empirical_rate, parts
-from medsign_lite.tables.table1_record import COLUMNS, flat_row, missing_rows
+from medsign_lite.tables.table1_record import COLUMNS, flat_row, joined, missing_rows
 from medsign_lite.tables.table1_weights import OWN, ROWS, load_method, recipes
 from medsign_lite.training.processor import tune_processor
 
@@ -146,11 +148,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = {"modality": options.modality, "weights": fingerprint} | images.config()
     config["ladder"] = options.ladder
     config["parts"] = {name: found[name].settings for name in chosen}
+    if options.only and options.out.is_file():
+        groups, config["parts"] = _with_earlier(groups, config, options.out)
     record_result(options.out, groups | {"missing": missing_rows(groups)}, config)
     if "rows" in groups:
         shown = table([flat_row(row) for row in groups["rows"]], ["row", *COLUMNS], decimals=3)
         print(shown.set_index("row").T.to_string())
     print(f"recorded: {', '.join(groups)} in {options.out}")
+
+
+def _with_earlier(groups: Mapping, config: Mapping, out: Path) -> tuple[dict, dict]:
+    """Rows and parts of a record, those that were just measured in place of their namesakes."""
+    earlier = read_result(out)
+    document = {"values": groups, "config": config}
+    try:
+        both = joined((out.name, earlier), ("what was measured now", to_json(document)))
+    except ValueError as error:
+        raise ValueError(f"{error}. Name another --out, or measure all rows again") from error
+    return both["values"], earlier["config"].get("parts", {}) | config["parts"]
 
 
 def _parts(

@@ -35,29 +35,42 @@ def read_table1(*paths: str | Path) -> dict:
         ValueError: if they are of other images or settings, naming both files and what differs:
             rows of different images make no table.
     """
-    first, values = None, {}
-    for path in map(Path, paths):
-        document = read_result(path)
-        config = {name: document["config"].get(name) for name in _SHARED}
+    if not paths:
+        raise ValueError("expected at least one record of Table 1, got none")
+    return joined(*((Path(path).name, read_result(path)) for path in paths))
+
+
+def joined(*named: tuple[str, Mapping]) -> dict:
+    """As `read_table1`, of documents {"values", "config"} with names for an error.
+
+    "missing" is not among the values: it is of one record, not of several.
+    """
+    (first_name, _), first, values = named[0], None, {}
+    for name, document in named:
+        config = {key: document["config"].get(key) for key in _SHARED}
         if config["modality"] is None or config["latents"] is None:
-            raise ValueError(f"{path} is no record of Table 1")
-        if first is None:
-            first = (path, config)
+            raise ValueError(f"{name} is no record of Table 1")
+        first = first or config
         if differing := [
-            f"{name} is {first[1][name]!r} and {config[name]!r}"
-            for name in _SHARED if first[1][name] != config[name]
+            f"{key} is {first[key]!r} and {config[key]!r}"
+            for key in _SHARED if first[key] != config[key]
         ]:  # fmt: skip
             raise ValueError(
-                f"{first[0].name} and {path.name} are of different configurations, and make no "
-                f"table: {'; '.join(differing)}"
+                f"{first_name} and {name} are of different configurations, and make no table: "
+                f"{'; '.join(differing)}"
             )
         for group, rows in document["values"].items():
+            if group == "missing":
+                continue
             new = {_identity(row) for row in rows}
             kept = [row for row in values.get(group, ()) if _identity(row) not in new]
-            values[group] = kept + rows
-    if first is None:
-        raise ValueError("expected at least one record of Table 1, got none")
-    return {"values": values, "config": first[1]}
+            values[group] = sorted([*kept, *rows], key=_place)
+    return {"values": values, "config": first}
+
+
+def _place(row: Mapping) -> int:
+    """Rows stand in the table's order, whichever was measured first; those of one in their own."""
+    return ROWS.index(row["row"]) if row.get("row") in ROWS else len(ROWS)
 
 
 def recorded_table1(

@@ -23,8 +23,8 @@ from medsign_lite.extractor import load_extractor
 from medsign_lite.judges.judge_networks import load_segmenter
 from medsign_lite.judges.xrayvision import open_classifier
 from medsign_lite.latent_diffusion import BUNDLED, load_pipeline
-from medsign_lite.records.held_out import table_latents, table_records
 from medsign_lite.records.kept_parts import measure_parts
+from medsign_lite.records.table_samples import table_latents, table_records
 from medsign_lite.results import ROOT, read_result, record_result
 from medsign_lite.tables.claims import REFERENCE, SEEDS, claim_rows
 from medsign_lite.tables.diagnostic_scores import require_findings
