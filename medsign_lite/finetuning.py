@@ -3,8 +3,9 @@
     python -m medsign_lite.finetuning --cache FOLDER --extractor FOLDER --pipeline FOLDER \
         --out FOLDER --modality chest --message 7 --minutes 30
 
-With `--total-variation 0 --preservation 0 --attack-strength 0` it is Stable Signature's: image and
-message alone, nothing between decoder and extractor.
+With `--total-variation 0 --preservation 0 --attack-strength 0`, and `--first-quality` and
+`--last-quality` alike, it is Stable Signature's: image and message alone, in a fixed ratio, nothing
+between decoder and extractor.
 
 Latents, the original decoder's images and the maps never change, so they are made once
 (`latent_cache.py`) and a step costs one decoder pass and one extractor pass. The message gets in
@@ -241,6 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--read-well", type=float, default=0.95, help="accuracy to keep")
     parser.add_argument("--first-quality", type=float, default=0.3, help=(
         "factor of the image losses that it starts from and never goes below"))  # fmt: skip
+    parser.add_argument("--last-quality", type=float, default=8.0, help=(
+        "factor that it never goes above; the same as the first: it stays at that"))  # fmt: skip
     parser.add_argument("--attacks", nargs="+", default=list(PAPER_ATTACKS), metavar="NAME", help=(
         "drawn from while training; one named twice is drawn twice as often"))  # fmt: skip
     parser.add_argument("--attack-strength", type=float, default=1.0, help=(
@@ -292,7 +295,8 @@ def main(arguments: list[str] | None = None) -> None:
         minutes=options.minutes, steps=options.steps, batch_size=options.batch_size,
         layers=options.layers, optimiser=options.optimiser, learning_rate=options.learning_rate,
         temperature=options.temperature, read_well=options.read_well,
-        first_quality=options.first_quality, attack_strength=options.attack_strength,
+        first_quality=options.first_quality, last_quality=options.last_quality,
+        attack_strength=options.attack_strength,
         reads=options.reads, attack_names=options.attacks, seed=options.seed,
         precision=options.precision, details=details,
     )  # fmt: skip

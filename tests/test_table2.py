@@ -20,6 +20,7 @@ from medsign_lite.latent_diffusion import copy_decoder, save_decoder
 from medsign_lite.messages import message_to_string, random_message
 from medsign_lite.results import read_result
 from medsign_lite.tables import table2
+from medsign_lite.tables.table2_measurements import at_floor
 
 SMALL = {"size": 32, "widths": (8, 8, 8, 8)}
 IMAGES = 3
@@ -75,6 +76,19 @@ def run(models, tmp_path, monkeypatch):
         return read_result((options | changes)["out"])
 
     return command
+
+
+def test_a_decoder_that_was_never_free_is_at_its_floor_and_one_of_a_fixed_factor_is_not(tmp_path):
+    decoder = copy_decoder(tiny_pipeline().vae)
+
+    def folders(**quality):
+        save_decoder(tmp_path / "decoder", decoder, quality)
+        return {"0": tmp_path / "decoder"}
+
+    assert at_floor(folders(first_quality=0.3, last_quality=8.0, quality=0.3))
+    assert not at_floor(folders(first_quality=0.3, last_quality=8.0, quality=0.4))
+    assert not at_floor(folders(first_quality=0.3, last_quality=0.3, quality=0.3))
+    assert not at_floor(folders())
 
 
 def test_table_holds_every_row_there_is_and_is_not_measured_twice(run, models, tmp_path, capsys):

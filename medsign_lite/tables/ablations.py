@@ -67,8 +67,8 @@ class Variant:
         title: as a table shows it.
         kind: of the maps in the cache; "uniform", "mirrored" and "masks" are made here.
         without: names of losses whose weight is zero.
-        alone: from the original decoder and without attacks, as Stable Signature is trained; it
-            gets the start's share of the training as well.
+        alone: as Stable Signature is trained: from the original decoder, without attacks, the ratio
+            of its two losses fixed; it gets the start's share of the training as well.
     """
 
     title: str
@@ -217,6 +217,10 @@ def train(
     """
     cache = caches.training(variant.kind)
     weights = weights_of(recipe["weights"], variant)
+    if variant.alone:
+        # Nothing attacks what it writes, so it is read well at once, and quality would grow until
+        # hardly any mark is left.
+        recipe = {**recipe, "last_quality": recipe["first_quality"]}
     mapped = weights.preservation > 0
     about = {
         "name": name, "seed": seed, **budget, "mirrored": caches.mirrored,

@@ -135,10 +135,13 @@ def at_floor(folders: Mapping[str, Path]) -> bool:
     """Did the factor of the image losses end where it began for one of these decoders?
 
     Such a decoder was never free to trade message for quality, so its quality does not say what the
-    message would have cost at the same bit accuracy as another's.
+    message would have cost at the same bit accuracy as another's. One with a fixed factor was not
+    meant to.
     """
     configs = [load_checkpoint(folder, kind="decoder")[1] for folder in folders.values()]
-    return any(c["quality"] <= c["first_quality"] for c in configs if "quality" in c)
+    return any(
+        c["quality"] <= c["first_quality"] < c["last_quality"] for c in configs if "quality" in c
+    )
 
 
 def parts(material: Material, row: str, folders: Mapping[str, Path]) -> dict[str, Part]:
