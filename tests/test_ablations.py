@@ -129,7 +129,7 @@ def test_variants_go_on_from_one_start_and_are_not_trained_again(run, monkeypatc
     assert signature["start"] is None and signature["steps"] == 2 and signature["map"] is None
     config = load_checkpoint(out / "stable_signature" / "seed-0" / "decoder", kind="decoder")[1]
     assert config["attack_strength"] == 0 and config["modality"] == "chest"
-    assert config["first_quality"] == config["last_quality"] == config["quality"]
+    assert config["first_quality"] == config["last_quality"] == config["quality"] == 0.001
     monkeypatch.setattr(ablations, "fit", lambda *a, **o: pytest.fail("trained again"))
     run("medsign", "without_tv", "stable_signature")
     with pytest.raises(ValueError, match="decoder was trained otherwise: .*'steps': 1"):

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from medsign_lite.checkpoints import digest, load_checkpoint
 from medsign_lite.data import MODALITIES, read_manifest
+from medsign_lite.decoder_recipe import STABLE_SIGNATURE_RATIO
 from medsign_lite.extractor import load_extractor
 from medsign_lite.finetuning import HELD_OUT, fit
 from medsign_lite.latent_cache import LatentCache, joined, read_latent_cache, with_mirrored
@@ -218,9 +219,8 @@ def train(
     cache = caches.training(variant.kind)
     weights = weights_of(recipe["weights"], variant)
     if variant.alone:
-        # Nothing attacks what it writes, so it is read well at once, and quality would grow until
-        # hardly any mark is left.
-        recipe = {**recipe, "last_quality": recipe["first_quality"]}
+        ratio = STABLE_SIGNATURE_RATIO[caches.modality]
+        recipe = {**recipe, "first_quality": ratio, "last_quality": ratio, "reads": 1}
     mapped = weights.preservation > 0
     about = {
         "name": name, "seed": seed, **budget, "mirrored": caches.mirrored,
