@@ -12,10 +12,10 @@ The shipped decoders ended with these settings; the model card says what was cha
 MESSAGES = {"chest": "1", "fundus": "2"}  # seeds of the messages
 SAMPLES = 1504  # generated images each decoder is fine-tuned on
 STEPS = {"chest": 5600, "fundus": 7600}  # some 107 and 134 minutes of one core
-# Of Stable Signature's two losses, as a factor of the image loss's weight. Nothing attacks its mark
-# in training, so the message is read at once, and the published ratio would leave hardly any mark.
-# This one leaves about as much of it as MedSign's images have.
-STABLE_SIGNATURE_RATIO = {"chest": 0.001, "fundus": 0.001}
+# Of Stable Signature's two losses, as a factor of the image loss's weight, and its steps. Nothing
+# attacks its mark in training: the message is read within the 100 steps that it takes as published;
+# after more of them, or with a larger factor, less of a mark is left than MedSign's images have.
+STABLE_SIGNATURE_RATIO, STABLE_SIGNATURE_STEPS = 0.1, 100
 _SHARED = (
     *("--optimiser", "muon", "--learning-rate", "4e-4", "--batch-size", "4", "--reads", "4"),
     *("--layers", "up_blocks.1", "up_blocks.2"),

@@ -65,7 +65,12 @@ def about(folder):
 def test_every_row_of_the_papers_ablation_and_every_control_is_there():
     paper = {"medsign", "stable_signature", "without_aas", "without_cas", "without_tv",
              "without_preservation"}  # fmt: skip
-    assert paper | {"uniform_map", "wrong_side_map", "exact_mask_map"} <= set(VARIANTS)
+    assert paper | {
+        "stable_signature_attacked",
+        "uniform_map",
+        "wrong_side_map",
+        "exact_mask_map",
+    } <= set(VARIANTS)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +134,7 @@ def test_variants_go_on_from_one_start_and_are_not_trained_again(run, monkeypatc
     assert signature["start"] is None and signature["steps"] == 2 and signature["map"] is None
     config = load_checkpoint(out / "stable_signature" / "seed-0" / "decoder", kind="decoder")[1]
     assert config["attack_strength"] == 0 and config["modality"] == "chest"
-    assert config["first_quality"] == config["last_quality"] == config["quality"] == 0.001
+    assert config["first_quality"] == config["last_quality"] == config["quality"] == 0.1
     monkeypatch.setattr(ablations, "fit", lambda *a, **o: pytest.fail("trained again"))
     run("medsign", "without_tv", "stable_signature")
     with pytest.raises(ValueError, match="decoder was trained otherwise: .*'steps': 1"):

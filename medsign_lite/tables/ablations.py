@@ -28,7 +28,7 @@ from torch import Tensor
 
 from medsign_lite.checkpoints import digest, load_checkpoint
 from medsign_lite.data import MODALITIES, read_manifest
-from medsign_lite.decoder_recipe import STABLE_SIGNATURE_RATIO
+from medsign_lite.decoder_recipe import STABLE_SIGNATURE_RATIO, STABLE_SIGNATURE_STEPS
 from medsign_lite.extractor import load_extractor
 from medsign_lite.finetuning import HELD_OUT, fit
 from medsign_lite.latent_cache import LatentCache, joined, read_latent_cache, with_mirrored
@@ -87,6 +87,10 @@ VARIANTS = {
     "without_tv": Variant(title="without total variation", without=("total_variation",)),
     "without_preservation": Variant(title="without preservation", without=("preservation",)),
     "stable_signature": Variant(title="Stable Signature", without=KEPT, alone=True),
+    # All that MedSign has but its own two losses: what attacks in training bring by themselves.
+    "stable_signature_attacked": Variant(
+        title="Stable Signature, attacked in training", without=KEPT
+    ),
     "uniform_map": Variant(title="uniform map of equal mean", kind="uniform"),
     "wrong_side_map": Variant(title="map on the wrong side", kind="mirrored"),
     "exact_mask_map": Variant(title="exact mask as map", kind="masks"),
@@ -219,7 +223,7 @@ def train(
     cache = caches.training(variant.kind)
     weights = weights_of(recipe["weights"], variant)
     if variant.alone:
-        ratio = STABLE_SIGNATURE_RATIO[caches.modality]
+        ratio = STABLE_SIGNATURE_RATIO
         recipe = {**recipe, "first_quality": ratio, "last_quality": ratio, "reads": 1}
     mapped = weights.preservation > 0
     about = {
@@ -304,7 +308,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             variant = VARIANTS[name]
             folder, budget = options.out / name / f"seed-{seed}", {unit: one}
             if variant.alone:
-                train(name, variant, out=folder, budget={unit: one + first}, **run)
+                most = STABLE_SIGNATURE_STEPS if options.steps is None else one + first
+                budget = {"steps": min(STABLE_SIGNATURE_STEPS, most)}
+                train(name, variant, out=folder, budget=budget, **run)
                 continue
             if start is None:
                 folder_of_start = options.out / "start" / f"seed-{seed}"
