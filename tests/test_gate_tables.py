@@ -1,20 +1,16 @@
 import pytest
-from test_table1_record import CONFIG, made_up_table
 
 from medsign_lite.records.gate_tables import (
     BEGIN,
     END,
-    TABLE1_BEGIN,
-    TABLE1_END,
     main,
     recorded,
-    table1_tables,
     tables,
     with_tables,
 )
 from medsign_lite.records.gates import GATES, RECORDED_GATES, RESULTS
+from medsign_lite.records.result_tables import attacker_table, table1_tables
 from medsign_lite.results import ROOT, record_result
-from medsign_lite.tables.table1_weights import ROWS
 
 
 def record(folder, name, **values):
@@ -98,27 +94,19 @@ def test_main_prints_and_writes(tmp_path, capsys):
     main(["--results", str(tmp_path), "--write", str(page)])
     assert tables(tmp_path) in page.read_text()
     main(["--results", str(tmp_path)])
-    assert capsys.readouterr().out.strip() == f"{tables(tmp_path)}\n\n{table1_tables(tmp_path)}"
+    printed = capsys.readouterr().out.strip()
+    every = (tables, table1_tables, attacker_table)
+    assert printed == "\n\n".join(make(tmp_path) for make in every)
 
 
-def test_table1_has_every_row_and_the_papers_measured_or_not(tmp_path):
-    empty = table1_tables(tmp_path).splitlines()
-    assert len(empty) == 2 * (len(ROWS) + 3) + 1 and empty[0].startswith("| chest | dB | SSIM |")
-    assert row_of("\n".join(empty[: len(ROWS) + 3]), "dct-dwt")[1:] == ["-"] * 11
-    assert "| MedSign, the paper's | 40.8 | 0.940 |" in empty[-1]
-    record_result(tmp_path / "table1_chest.json", made_up_table(), CONFIG)
-    chest = "\n".join(table1_tables(tmp_path).splitlines()[: len(ROWS) + 3])
-    ours, rival = row_of(chest, "**Medsign-Sharp**"), row_of(chest, "Dct-Dwt")
-    assert ours[1:4] == ["41.4", "0.985", "0.990"] and ours[-2:] == ["0.99", ""]
-    assert rival[-1] == "9.0" and row_of(chest, "Stable-Signature")[-1] == "3.5"
-
-
-def test_table1_is_written_where_it_has_a_place(tmp_path):
-    text = f"{BEGIN}\n{END}\n{TABLE1_BEGIN}\nold\n{TABLE1_END}\nafter"
+def test_more_tables_are_written_where_they_have_a_place(tmp_path):
+    begin, end = "<!-- Table 1: begin -->", "<!-- Table 1: end -->"
+    text = f"{BEGIN}\n{END}\n{begin}\nold\n{end}\nafter"
     new = with_tables(text, tmp_path)
-    assert new.endswith(f"{TABLE1_BEGIN}\n{table1_tables(tmp_path)}\n{TABLE1_END}\nafter")
+    assert new.endswith(f"{begin}\n{table1_tables(tmp_path)}\n{end}\nafter")
+    assert "an attacker" not in new
     with pytest.raises(ValueError, match="expected one <!-- Table 1: begin"):
-        with_tables(f"{BEGIN}{END}{TABLE1_END}", tmp_path)
+        with_tables(f"{BEGIN}{END}{end}", tmp_path)
 
 
 @pytest.mark.parametrize("page", ["README.md", "medsign_lite/weights/README.md"])

@@ -61,7 +61,8 @@ LAYERS = {
             paper_figures paper_drawings table1 table1_measurements table1_record table1_figures
             ablations table2 table2_measurements""",
         "medsign_lite.records": """
-            gates gate_measurements scale_measurements gate_tables gate_verdicts table1_gates""",
+            gates gate_measurements scale_measurements gate_tables result_tables gate_verdicts
+            table1_gates""",
         "medsign_lite.deployment": "command_line detect_command generate_command keys_command",
     },
 }

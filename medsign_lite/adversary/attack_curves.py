@@ -23,8 +23,6 @@ from medsign_lite.attacks import Attack, check_strengths, sweep
 from medsign_lite.distortions import centre_crop, resize_area, rotate
 from medsign_lite.images import quantise, resize
 
-# Parameters of the attacks: JPEG's quality, degrees, shares of the area, factors, a standard
-# deviation, pixels, and the strengths of chains.
 CURVES: dict[str, tuple[float, ...]] = {
     "jpeg": (100, 90, 80, 70, 60, 50, 40, 30, 20, 10),
     "rotation": (0, 5, 10, 15, 20, 25, 30, 35, 40, 45),
@@ -37,6 +35,12 @@ CURVES: dict[str, tuple[float, ...]] = {
     "chain": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
     "screenshot": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
 }
+UNITS = {  # of these strengths
+    "jpeg": "quality", "rotation": "degrees", "crop": "share of the area",
+    "resize": "share of the area", "brightness": "factor", "contrast": "factor",
+    "noise": "standard deviation", "blur": "sigma, pixels", "chain": "strength",
+    "screenshot": "strength",
+}  # fmt: skip
 
 RANGES = STRENGTHS | dict.fromkeys(CHAINS, (0, 1))
 GEOMETRY = (centre_crop, resize_area, rotate)

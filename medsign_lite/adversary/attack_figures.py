@@ -7,19 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from medsign_lite.adversary.attack_curves import CURVES, aligned, curve
+from medsign_lite.adversary.attack_curves import CURVES, UNITS, aligned, curve
 from medsign_lite.adversary.attack_scores import Detector
 from medsign_lite.detection import detect_logits, extract_logits
 from medsign_lite.images import quantise
 from medsign_lite.metrics import psnr
 from medsign_lite.plotting import line_style, plot_bits, show_difference, show_image
 
-UNITS = {
-    "jpeg": "quality", "rotation": "degrees", "crop": "share of the area",
-    "resize": "share of the area", "brightness": "factor", "contrast": "factor",
-    "noise": "standard deviation", "blur": "sigma, pixels", "chain": "strength",
-    "screenshot": "strength",
-}  # fmt: skip
 VISIBLE = (15.0, 55.0)  # dB: worse than this is of no use to anybody, better is no attack
 _SMALL = 9  # points: on a page that is 870 pixels wide, 12 pixels
 

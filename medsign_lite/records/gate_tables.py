@@ -1,4 +1,4 @@
-"""The recorded figures of the gates, and Table 1, as Markdown: for the README and the model card.
+"""The recorded figures of the gates, and other tables, as Markdown: for README and model card.
 
     python -m medsign_lite.records.gate_tables                     # print
     python -m medsign_lite.records.gate_tables --write README.md   # and put them between the marks
@@ -13,16 +13,14 @@ from pathlib import Path
 
 from medsign_lite.data import MODALITIES
 from medsign_lite.files import whole_file
-from medsign_lite.published import TABLE1_COLUMNS
-from medsign_lite.published import table1 as published_rows
 from medsign_lite.records.gates import GATES, RECORDED_GATES, RESULTS, Gate
+from medsign_lite.records.result_tables import attacker_table, markdown, table1_tables
 from medsign_lite.results import read_result
 from medsign_lite.rows import with_interval
-from medsign_lite.tables.table1_record import flat_row, nearest_rung, read_table1
-from medsign_lite.tables.table1_weights import OWN, ROWS, TITLES
 
 BEGIN, END = "<!-- recorded figures: begin -->", "<!-- recorded figures: end -->"
-TABLE1_BEGIN, TABLE1_END = "<!-- Table 1: begin -->", "<!-- Table 1: end -->"
+# Further tables, which a page may have or not.
+MORE = {"Table 1": table1_tables, "an attacker": attacker_table}
 
 
 def recorded(gate: Gate, folder: Path) -> Mapping | None:
@@ -70,9 +68,9 @@ def tables(folder: str | Path = RESULTS) -> str:
             f"real decoder, {kind}: bits, mean of attacks", "", _attacked(folder / f"{name}.json"),
         ])  # fmt: skip
     return "\n".join([
-        *_table(["", "required", *MODALITIES], pairs),
+        *markdown(["", "required", *MODALITIES], pairs),
         "",
-        *_table(["", "required", "recorded"], others),
+        *markdown(["", "required", "recorded"], others),
     ])  # fmt: skip
 
 
@@ -119,55 +117,17 @@ def _shown(measured: Mapping, digits: int = 3) -> str:
     return text if measured["low"] == measured["high"] else f"{text} [{', '.join(ends)}]"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
-
-
-def table1_tables(folder: str | Path = RESULTS) -> str:
-    """Table 1 of both modalities: every row, measured or dashes, and MedSign's of the paper.
-
-    "detected" is over all attacks; "behind, dB" is how many decibels weaker our mark is where both
-    are read equally well, at our PSNR.
-    """
-    shown: list[str] = []
-    for modality in MODALITIES:
-        path = Path(folder) / f"table1_{modality}.json"
-        values = read_table1(path)["values"] if path.is_file() else {}
-        flat = {row["row"]: flat_row(row) for row in values.get("rows", ())}
-        rung = nearest_rung(values) if OWN in flat and values.get("curves") else None
-        gains = {r["against"]: r for r in values.get("gains", ()) if r["rung"] == rung}
-        rows = [_table1_row(key, flat.get(key), gains.get(key)) for key in ROWS]
-        paper = next(row for row in published_rows(modality) if row["method"] == "MedSign")
-        rows.append(["MedSign, the paper's", *_figures(paper), "", ""])
-        shown += [*_table([modality, *_TABLE1_HEADER, "detected", "behind, dB"], rows), ""]
-    return "\n".join(shown[:-1])
-
-
-_TABLE1_HEADER = ("dB", "SSIM", "none", "brightness", "crop", "JPEG", "rotation", "resize", "mean")
-
-
-def _table1_row(key: str, row: Mapping | None, gain: Mapping | None) -> list[str]:
-    if row is None:
-        return [TITLES.get(key, key), *["-"] * (len(_TABLE1_HEADER) + 2)]
-    name = f"**{row['method']}**" if key == OWN else row["method"]
-    bits = "" if row["bits"] == 48 else f", {row['bits']} bits"
-    ahead = "" if gain is None else f"{'≥ ' if gain['bound'] else ''}{gain['gain']:.1f}"
-    return [name + bits, *_figures(row), f"{row['true_positive_rate']:.2f}", ahead]
-
-
-def _figures(row: Mapping) -> list[str]:
-    return [f"{row[name]:.{1 if name == 'psnr' else 3}f}" for name in TABLE1_COLUMNS]
-
-
 def with_tables(text: str, folder: str | Path = RESULTS) -> str:
-    """The text with the tables between their marks: the gates', and Table 1 where it has a place.
+    """The text with the tables between their marks: the gates', and of `MORE` where it has marks.
 
     Raises:
         ValueError: if marks are not there once each, in order.
     """
     text = _between(text, BEGIN, END, tables(folder))
-    if TABLE1_BEGIN in text or TABLE1_END in text:
-        text = _between(text, TABLE1_BEGIN, TABLE1_END, table1_tables(folder))
+    for name, make in MORE.items():
+        marks = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if any(mark in text for mark in marks):
+            text = _between(text, *marks, make(folder))
     return text
 
 
@@ -193,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with whole_file(options.write) as file:
             file.write(text.encode())
     else:
-        print(tables(options.results), table1_tables(options.results), sep="\n\n")
+        print(*(make(options.results) for make in (tables, *MORE.values())), sep="\n\n")
 
 
 if __name__ == "__main__":

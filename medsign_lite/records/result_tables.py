@@ -1,0 +1,108 @@
+"""Recorded tables as Markdown: Table 1, and what it takes an attacker to be rid of the mark."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from medsign_lite.adversary.attack_curves import UNITS
+from medsign_lite.data import MODALITIES
+from medsign_lite.published import TABLE1_COLUMNS
+from medsign_lite.published import table1 as published_rows
+from medsign_lite.results import read_result
+from medsign_lite.tables.table1_record import flat_row, nearest_rung, read_table1
+from medsign_lite.tables.table1_weights import OWN, ROWS, TITLES
+
+_TABLE1_HEADER = ("dB", "SSIM", "none", "brightness", "crop", "JPEG", "rotation", "resize", "mean")
+GONE = 0.1  # share of the images still detected, at most
+FORGED = 45.0  # dB
+MEASURES = UNITS | {"diffusion": "timestep", "purification": "steps"}
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def table1_tables(folder: Path) -> str:
+    """Table 1 of both modalities: every row, measured or dashes, and MedSign's of the paper.
+
+    "detected" is over all attacks; "behind, dB" is how many decibels weaker our mark is where both
+    are read equally well, at our PSNR.
+    """
+    shown: list[str] = []
+    for modality in MODALITIES:
+        path = folder / f"table1_{modality}.json"
+        values = read_table1(path)["values"] if path.is_file() else {}
+        flat = {row["row"]: flat_row(row) for row in values.get("rows", ())}
+        rung = nearest_rung(values) if OWN in flat and values.get("curves") else None
+        gains = {r["against"]: r for r in values.get("gains", ()) if r["rung"] == rung}
+        rows = [_table1_row(key, flat.get(key), gains.get(key)) for key in ROWS]
+        paper = next(row for row in published_rows(modality) if row["method"] == "MedSign")
+        rows.append(["MedSign, the paper's", *_figures(paper), "", ""])
+        shown += [*markdown([modality, *_TABLE1_HEADER, "detected", "behind, dB"], rows), ""]
+    return "\n".join(shown[:-1])
+
+
+def _table1_row(key: str, row: Mapping | None, gain: Mapping | None) -> list[str]:
+    if row is None:
+        return [TITLES.get(key, key), *["-"] * (len(_TABLE1_HEADER) + 2)]
+    name = f"**{row['method']}**" if key == OWN else row["method"]
+    bits = "" if row["bits"] == 48 else f", {row['bits']} bits"
+    ahead = "" if gain is None else f"{'≥ ' if gain['bound'] else ''}{gain['gain']:.1f}"
+    return [name + bits, *_figures(row), f"{row['true_positive_rate']:.2f}", ahead]
+
+
+def _figures(row: Mapping) -> list[str]:
+    return [f"{row[name]:.{1 if name == 'psnr' else 3}f}" for name in TABLE1_COLUMNS]
+
+
+def attacker_table(folder: Path) -> str:
+    """For each attack, the best image quality at which at most `GONE` of the images is detected.
+
+    A strength and the PSNR that is left, in dB, "never" where none of the strengths measured does
+    it. The last lines are of forging: how many of the images that never had a mark pass for marked
+    after what was averaged over one marked image was added at `FORGED`.
+    """
+    recorded = {}
+    for modality in MODALITIES:
+        path = Path(folder) / f"attacker_{modality}.json"
+        recorded[modality] = read_result(path)["values"] if path.is_file() else {}
+    rows, of_all = [], [row for values in recorded.values() for row in _attacks(values)]
+    for attack, model in dict.fromkeys(map(_of_attack, of_all)):
+        cells = [
+            _gone([row for row in _attacks(values) if _of_attack(row) == (attack, model)])
+            for values in recorded.values()
+        ]
+        by = {"original": "the model's own", "": ""}.get(model, model)
+        rows.append([", ".join(filter(None, (attack, by, MEASURES.get(attack, "")))), *cells])
+    rows.append([f"forged from one image at {FORGED:g} dB, pass for marked",
+                 *(_forged(values) for values in recorded.values())])  # fmt: skip
+    return "\n".join(markdown(["", *MODALITIES], rows))
+
+
+def _attacks(values: Mapping) -> list[Mapping]:
+    return [row for group in ("curves", "regeneration", "purification")
+            for row in values.get(group, ())]  # fmt: skip
+
+
+def _of_attack(row: Mapping) -> tuple[str, str]:
+    return row["attack"], row.get("model") or ""
+
+
+def _gone(rows: Sequence[Mapping]) -> str:
+    if not rows:
+        return "-"
+    gone = [row for row in rows if row["true_positive_rate"] <= GONE]
+    if not gone:
+        return "never"
+    best = max(gone, key=lambda row: row["psnr"] or 0)  # without a PSNR: the mildest, the first
+    parts = [] if best["strength"] is None else [f"{best['strength']:g}"]
+    return ", ".join([*parts, *([f"{best['psnr']:.1f} dB"] if best["psnr"] else [])]) or "always"
+
+
+def _forged(values: Mapping) -> str:
+    shares = [
+        row["called_marked"]
+        for row in values.get("forgery", ())
+        if (row["attack"], row["averaged"], row["strength"]) == ("forge", 1, FORGED)
+    ]
+    return f"{max(shares):.3f}" if shares else "-"
