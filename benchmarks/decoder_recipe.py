@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="of medsign_lite.sample_cache")
     parser.add_argument("--modality", choices=MODALITIES, default="chest")
     parser.add_argument("--weights", type=Path, default=BUNDLED.parent)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--quality", type=float, default=0.2)
     parser.add_argument("--psnr", type=float, default=40.0, help="dB that all are compared at")
     parser.add_argument("--output", type=Path, default=Path("results/decoder_recipe.json"))

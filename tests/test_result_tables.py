@@ -11,7 +11,7 @@ from medsign_lite.tables.table1_weights import ROWS
 def test_table1_has_every_row_and_the_papers_measured_or_not(tmp_path):
     empty = table1_tables(tmp_path).splitlines()
     assert len(empty) == 2 * (len(ROWS) + 3) + 1 and empty[0].startswith("| chest | dB | SSIM |")
-    assert row_of("\n".join(empty[: len(ROWS) + 3]), "dct-dwt")[1:] == ["-"] * 11
+    assert row_of("\n".join(empty[: len(ROWS) + 3]), "DCT-DWT")[1:] == ["-"] * 11
     assert "| MedSign, the paper's | 40.8 | 0.940 |" in empty[-1]
     record_result(tmp_path / "table1_chest.json", made_up_table(), CONFIG)
     chest = "\n".join(table1_tables(tmp_path).splitlines()[: len(ROWS) + 3])

@@ -52,6 +52,9 @@ ROWS = (
 )  # fmt: skip
 OWN = "medsign-sharp"  # the shipped decoder, which the others are compared with
 TITLES = {
+    "dct-dwt": "DCT-DWT",
+    "ssl-watermark": "SSL Watermark",
+    "wam-kind": "WAM kind",
     "stable-signature-published": "Stable Signature, extractor by its published transforms",
     "stable-signature": "Stable Signature, extractor of MedSign",
     "medsign-literal": "MedSign, literal map",
