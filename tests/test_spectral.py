@@ -4,9 +4,10 @@ import math
 import pytest
 import torch
 
-from medsign_lite.distortions import rotate
+from medsign_lite.distortions import gaussian_blur, rotate
 from medsign_lite.extractor import build_networks, load_extractor, save_extractor, whiten
 from medsign_lite.latent_diffusion import BUNDLED
+from medsign_lite.pretraining import read_under_attack
 from medsign_lite.spectral import (
     SpectralConfig,
     SpectralEmbedder,
@@ -96,6 +97,31 @@ def test_extractor_reads_any_size_and_passes_gradients(size):
     assert logits.shape == (2, 4) and logits.dtype == torch.float32
     logits.sum().backward()
     assert torch.isfinite(image.grad).all() and image.grad.abs().sum() > 0
+
+
+def test_of_two_looks_the_surer_one_counts_image_by_image():
+    once, twice = extractor(), extractor(smoothing=0.8)
+    images = torch.rand(2, 3, 40, 40)
+    assert torch.equal(once(images), twice.look(images))
+    # A look at four pixels: blurring takes a bright one down to its neighbours, a grey one up.
+    twice.look = lambda image: image[:, 0, 10, 10:30:5] - 0.5
+    images[0], images[1] = 0.5, 1.0
+    images[0, :, 10, 10:30:5], images[1, :, 10, 10:30:5] = 1.0, 0.5
+    plain, smooth = twice.look(images), twice.look(gaussian_blur(images, 0.8))
+    read = twice(images)
+    assert torch.equal(read[0], plain[0]) and torch.equal(read[1], smooth[1])
+    assert not torch.equal(plain, smooth)
+    assert torch.equal(twice(images[1:])[0], read[1])  # whatever else is in the batch
+
+
+def test_training_looks_once():
+    images = torch.rand(2, 3, 40, 40)
+    reader = extractor(smoothing=0.8)
+    reader.forward = None
+    for strength in (0.0, 1.0):
+        generator = torch.Generator().manual_seed(0)
+        logits = read_under_attack(reader, images, strength=strength, generator=generator)
+        assert logits.shape == (2, 4)
 
 
 def test_extractor_keeps_full_precision_under_autocast():
@@ -189,6 +215,8 @@ def test_embedder_refuses_a_message_of_another_length():
     [
         ({"bits": 0}, "bits must be at least 1"),
         ({"turns": 13}, "turns must be from 0 to 12"),
+        ({"smoothing": 6.0}, "smoothing must be from 0 to 5.33333 pixels, got 6.0"),
+        ({"smoothing": -0.1}, "smoothing must be from 0"),
         ({"shrinks": 10}, "shrinks must be from 0 to 9"),
         ({"window": 31}, "even window"),
         ({"highest": 16.0}, "highest <= window / 2 - 1"),
