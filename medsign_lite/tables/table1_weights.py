@@ -73,7 +73,7 @@ _PLAIN = (
 RECIPES = {  # by the folder that each one fills
     "ssl_watermark": "python -m medsign_lite.baselines.backbone_training --data MANIFEST "
     "--minutes 60",
-    "wam_kind": "python -m medsign_lite.baselines.localised_training --data MANIFEST --minutes 120",
+    "wam_kind": "python -m medsign_lite.baselines.localised_training --data MANIFEST --steps 8000",
     "cache_{m}": "python -m medsign_lite.sample_cache --data MANIFEST --pipeline {w}/pipeline "
     f"--modality {{m}} --count {SAMPLES} --scale sharp "
     "--kinds sharp literal sharp_without_cas without_aas",
