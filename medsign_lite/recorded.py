@@ -87,6 +87,7 @@ KINDS = ("reconstruction", "judges", "generation", "localisation_generated", "wa
 GATES = ("weights", "localisation", "unmarked", *(f"{k}_{m}" for m in MODALITIES for k in KINDS),
          "manifest", "processes")  # fmt: skip
 REAL = "../shared/data"
+SIGNATURE = "build/baselines/stable_signature_{modality}/decoder"  # as Table 1's recipe leaves it
 
 # In this order; a new recorded file gets a line here.
 STEPS = {step.name: step for step in (
@@ -100,7 +101,8 @@ STEPS = {step.name: step for step in (
         f"build/variants_{m}/medsign/seed-0/decoder", "medsign_lite/weights/classifier_mixer",
     ), more=f" --variants build/variants_{m}") for m in MODALITIES),
     Step(command="medsign_lite.tables.paper_drawings --data MANIFEST --out RESULTS "
-         f"--images {IMAGES}", output="paper_figures.json", settings={"images": IMAGES}),
+         f"--images {IMAGES} --decoder 'Stable Signature={SIGNATURE}'", output="paper_figures.json",
+         settings={"images": IMAGES}, needs=tuple(SIGNATURE.format(modality=m) for m in MODALITIES)),
     Step(command="benchmarks.attention --output RESULTS/attention_benchmark.json",
          output="attention_benchmark.json", parts=()),
     Step(command=f"benchmarks.phantom_exposure --real {REAL}/cxr "
