@@ -100,9 +100,10 @@ STEPS = {step.name: step for step in (
     *(_of_modality("tables.table2", m, parts=table2.weights_of(m), needs=(
         f"build/variants_{m}/medsign/seed-0/decoder", "medsign_lite/weights/classifier_mixer",
     ), more=f" --variants build/variants_{m}") for m in MODALITIES),
-    Step(command="medsign_lite.tables.paper_drawings --data MANIFEST --out RESULTS "
-         f"--images {IMAGES} --decoder 'Stable Signature={SIGNATURE}'", output="paper_figures.json",
-         settings={"images": IMAGES}, needs=tuple(SIGNATURE.format(modality=m) for m in MODALITIES)),
+    Step(command="medsign_lite.tables.paper_drawings --data MANIFEST --out RESULTS --images "
+         f"{IMAGES} --decoder 'Stable Signature={SIGNATURE}'", output="paper_figures.json",
+         settings={"images": IMAGES},
+         needs=tuple(SIGNATURE.format(modality=name) for name in MODALITIES)),
     Step(command="benchmarks.attention --output RESULTS/attention_benchmark.json",
          output="attention_benchmark.json", parts=()),
     Step(command=f"benchmarks.phantom_exposure --real {REAL}/cxr "
