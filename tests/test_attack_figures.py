@@ -48,7 +48,7 @@ def test_strength_figure_draws_what_is_read_above_what_it_costs():
     assert band.min() == pytest.approx(0.5) and band.max() == pytest.approx(1.0)
     assert points(jpeg_cost.lines[0]) == [(10, 25.0), (100, 60.0)]  # 100 dB is off the scale
     assert points(crop_cost.lines[0]) == [(0.5, 0.5), (1.0, 1.0)]
-    assert "share of image left" in crop_cost.texts[0].get_text()
+    assert crop_cost.get_title(loc="left") == "share of image left"
     assert crop_cost.get_xlabel() == "share of the area"
     figure_bytes(figure)
 

@@ -77,12 +77,17 @@ def _cost(ax: Axes, rows: Sequence[Mapping]) -> None:
         ax.plot(across, [min(row["psnr"], 60.0) for row in measured], "-^", color="black",
                 markersize=3)  # fmt: skip
         ax.set_ylim(5, 62)
-        ax.text(0.03, 0.06, "PSNR, dB", transform=ax.transAxes, fontsize=_SMALL)
+        _named(ax, "PSNR, dB")
     else:
         ax.plot([r["strength"] for r in rows], [r["kept"] for r in rows], "--v", color="0.35",
                 markersize=3)  # fmt: skip
         ax.set_ylim(-0.05, 1.05)
-        ax.text(0.03, 0.06, "share of image left", transform=ax.transAxes, fontsize=_SMALL)
+        _named(ax, "share of image left")
+
+
+def _named(ax: Axes, name: str) -> None:
+    """What a panel shows, above its box: inside it a curve may pass anywhere."""
+    ax.set_title(name, fontsize=_SMALL, loc="left", pad=2)
 
 
 def cost_figure(rows: Sequence[Mapping]) -> Figure:

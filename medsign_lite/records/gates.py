@@ -6,8 +6,8 @@
 One line per gate: its name, what is required, what was measured with its 95 % interval, and "pass"
 or "short"; then the goals of Table 1, from its record, each "reached" or "missed"; then whether the
 figures agree with those recorded under results/. The exit status is 1 if a gate falls short or a
-figure disagrees. `--record` writes those files; it keeps every finished
-part under --work, so a run that was killed goes on when the same command is given again.
+figure disagrees. `--record` writes those files; it keeps every finished part under --work, so a run
+that was killed goes on when the same command is given again.
 """
 
 import argparse

@@ -69,7 +69,7 @@ class Variant:
         kind: of the maps in the cache; "uniform", "mirrored" and "masks" are made here.
         without: names of losses whose weight is zero.
         alone: as Stable Signature is trained: from the original decoder, without attacks, the ratio
-            of its two losses fixed; it gets the start's share of the training as well.
+            of its two losses fixed, for as few steps as published (`decoder_recipe.py`).
     """
 
     title: str
