@@ -6,8 +6,8 @@ from tiny_pipeline import tiny_pipeline
 from medsign_lite.baselines.localised_watermark import LocalisedConfig, LocalisedWatermark
 from medsign_lite.data import Record, write_manifest
 from medsign_lite.latent_diffusion import copy_decoder, sample, save_decoder
-from medsign_lite.records import held_out
-from medsign_lite.records.held_out import TABLE_SEED
+from medsign_lite.records import table_samples
+from medsign_lite.records.table_samples import TABLE_SEED
 from medsign_lite.results import read_result
 from medsign_lite.tables import paper_drawings
 from medsign_lite.tables.paper_figures import pasted_figure
@@ -58,7 +58,7 @@ def test_first_seen_refuses_where_nothing_is_seen(pipeline):
 
 def test_main_draws_both_figures_and_records_what_they_are_of(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(paper_drawings, "load_segmenter", lambda folder: Segmenter(0.25, 0.25))
-    monkeypatch.setattr(held_out, "RECORDED", 1)  # the gates' own, which the tables leave out
+    monkeypatch.setattr(table_samples, "RECORDED", 1)  # the gates' own, which the tables leave out
     weights, variants = tmp_path / "weights", tmp_path / "variants"
     pipeline.save_pretrained(weights / "pipeline")
     records = []
