@@ -1,4 +1,4 @@
-"""A gate, and the verdict on a figure: passed or short; a goal is reached or missed."""
+"""A gate, and the verdict on a figure: passed or short."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ class Gate:
 
     measurement and figure name it: `gates.MEASUREMENTS[measurement](sample)[figure]`. direction is
     "at least" or "at most"; with `whole` the interval's unfavourable end must pass too. tolerance:
-    the share by which the figure differs from run to run without a seed, as memory does. A `goal`
-    is what we are after, not what we promise: one that is missed is said so, and fails nothing.
+    the share by which the figure differs from run to run without a seed, as memory does.
     """
 
     name: str
@@ -21,7 +20,6 @@ class Gate:
     direction: str = "at least"
     whole: bool = False
     tolerance: float = 0.0
-    goal: bool = False
 
     def __post_init__(self) -> None:
         if self.direction not in ("at least", "at most"):
@@ -37,10 +35,9 @@ class Gate:
 
 
 def line(gate: Gate, measured: Mapping) -> str:
-    """One line: name, required, measured with its interval, and the verdict."""
+    """One line: name, required, measured with its interval, pass or short."""
     sign = ">=" if gate.direction == "at least" else "<="
-    good, bad = ("reached", "missed") if gate.goal else ("pass", "short")
-    verdict = good if gate.passes(measured) else bad
+    verdict = "pass" if gate.passes(measured) else "short"
     return f"{gate.name:40} {sign} {gate.required:<6g} {shown(measured):28} {verdict}"
 
 
@@ -55,9 +52,9 @@ def shown(measured: Mapping) -> str:
 
 
 def judge(gates: Sequence[Gate], figures: Mapping[str, Mapping]) -> bool:
-    """Print one line per gate; True if all pass that are no goals."""
+    """Print one line per gate; True if all pass."""
     missing = {"value": None, "low": None, "high": None}
     pairs = [(gate, figures[gate.measurement].get(gate.figure, missing)) for gate in gates]
     for gate, measured in pairs:
         print(line(gate, measured))
-    return all(gate.goal or gate.passes(measured) for gate, measured in pairs)
+    return all(gate.passes(measured) for gate, measured in pairs)

@@ -4,10 +4,9 @@
     python -m medsign_lite.records.gates --data build/gates/phantoms_full --record --images 500
 
 One line per gate: its name, what is required, what was measured with its 95 % interval, and "pass"
-or "short"; then the goals of Table 1, from its record, each "reached" or "missed"; then whether the
-figures agree with those recorded under results/. The exit status is 1 if a gate falls short or a
-figure disagrees. `--record` writes those files; it keeps every finished part under --work, so a run
-that was killed goes on when the same command is given again.
+or "short"; then whether the figures agree with those recorded under results/. The exit status is 1
+if a gate falls short or a figure disagrees. `--record` writes those files; it keeps every finished
+part under --work, so a run that was killed goes on when the same command is given again.
 """
 
 import argparse
@@ -187,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     passed = judge(gates, figures)
     if options.only == list(MEASUREMENTS):
         passed &= judge_recorded(RECORDED_GATES, options.results)
-        judge_table1(TABLE1_GATES, options.results)
+        passed &= judge_table1(TABLE1_GATES, options.results)
     if options.record:
         for name in figures:  # with the commit and the time at which it was measured
             document = read_result(kept_path(keep, name, sample.config(name)))
