@@ -237,7 +237,8 @@ def whiten(extractor: AnyExtractor, images: Iterable[Tensor]) -> AnyExtractor:
         images: batches (B, 3, H, W) in [0, 1] of unmarked images, more of them than bits.
 
     Returns:
-        An extractor in evaluation mode whose logits on those images have mean 0 and covariance 1.
+        An extractor in evaluation mode whose logits on those images have mean 0 and covariance 1;
+        a spectral one's, as far as it reads the moves that it read before.
     """
     if extractor.config.whitened:
         raise ValueError("this extractor is whitened already: whiten the one it came from")

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medsign_lite.distortions import gaussian_blur
 from medsign_lite.images import check_image, luma
 from medsign_lite.messages import check_one_message_per_image
 
@@ -39,21 +38,20 @@ class SpectralConfig:
     turns: int = 15  # rotations tried: this many columns either way, 45 degrees by default
     shrinks: int = 6  # resizes tried: this many rows towards smaller images (0.5 by default)
     grows: int = 2  # and towards larger ones (1.2)
-    smoothing: float = 0.0  # pixels: a second look, at the image blurred by this; 0: none
+    certainty: float = 4.0  # how much a move's mean |whitened logit| counts beside its fit
+    finer: int = 3  # rotations tried between two columns and the next
     whitened: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("bits", "window", "stride", "radii", "angles", "channels"):
+        for name in ("bits", "window", "stride", "radii", "angles", "channels", "finer"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, limit in (("turns", self.angles / 2), ("shrinks", self.radii - 1),
                             ("grows", self.radii - 1)):  # fmt: skip
             if not 0 <= getattr(self, name) <= limit:
                 raise ValueError(f"{name} must be from 0 to {limit:g}, got {getattr(self, name)}")
-        if not 0 <= self.smoothing <= self.window / 6:
-            raise ValueError(
-                f"smoothing must be from 0 to {self.window / 6:g} pixels, got {self.smoothing}"
-            )
+        if not 0 <= self.certainty < math.inf:
+            raise ValueError(f"certainty must be 0 or more, got {self.certainty}")
         if self.window % 2 or not 1 <= self.lowest < self.highest <= self.window / 2 - 1:
             raise ValueError(
                 "expected an even window and 1 <= lowest < highest <= window / 2 - 1, got window "
@@ -132,24 +130,20 @@ class SpectralExtractor(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, 3, H, W) around [0, 1], H and W at least half a window, to logits (B, bits).
 
-        A logit above 0 reads as bit 1. Nothing is clamped: gradients reach the image. With
-        `smoothing`, of two looks at an image the one counts whose logits are further from 0: what
-        JPEG and a coarsely interpolated rotation add at high frequencies is gone from the second.
-        Which message is looked for plays no part in that, so fair bits stay fair.
+        A logit above 0 reads as bit 1. Nothing is clamped: gradients reach the image. In training
+        the moves' answers are averaged by how well each fits, so that fitting is learnt. In
+        evaluation mode the one move counts that fits and, once logits are whitened, answers best:
+        a mark that is looked at askew gives logits nearer to 0. Which message is looked for plays
+        no part in that, so fair bits stay fair.
         """
-        logits = self.look(image)
-        if not self.config.smoothing:
-            return logits
-        smooth = self.look(gaussian_blur(image.float(), self.config.smoothing))
-        surer = smooth.abs().mean(dim=1) > logits.abs().mean(dim=1)
-        return torch.where(surer[:, None], smooth, logits)
-
-    def look(self, image: Tensor) -> Tensor:
-        """As `forward`, of the image as it is alone: what networks are trained with."""
         with torch.autocast(image.device.type, enabled=False):
-            answers, fit = self._answers(image.float())
-            logits = (answers * fit.flatten(1).softmax(dim=1)[:, None]).sum(dim=2)
-            return logits if self.whitening is None else self.whitening(logits)
+            if self.training:
+                answers, fit = self._answers(image.float())
+                share = fit.flatten(1).softmax(dim=1)
+                return self._whitened((answers * share[:, None]).sum(dim=2))
+            logits, score = self._scored(image, finer=self.config.finer)
+            best = score.flatten(1).argmax(dim=1)
+            return logits[torch.arange(len(logits), device=best.device), best]
 
     @torch.no_grad()
     def pose(self, image: Tensor) -> Tensor:
@@ -159,11 +153,25 @@ class SpectralExtractor(nn.Module):
         to clockwise, in steps of `config.ratio` and `config.degrees`; the move that changes
         nothing is at [grows, turns].
         """
-        _, fit = self._answers(image.float())
-        return fit.flatten(1).softmax(dim=1).reshape(fit.shape)
+        _, score = self._scored(image)
+        return score.flatten(1).softmax(dim=1).reshape(score.shape)
 
-    def _answers(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, bits, moves) and the fit of every move (B, rows, columns)."""
+    def _scored(self, image: Tensor, finer: int = 1) -> tuple[Tensor, Tensor]:
+        """Logits (B, moves, bits) of every move, and what speaks for it (B, rows, columns)."""
+        answers, fit = self._answers(image.float(), finer)
+        logits = self._whitened(answers.transpose(1, 2))
+        if self.whitening is not None:  # before, logits lean, and their size says little
+            fit = fit + self.config.certainty * logits.abs().mean(dim=2).view_as(fit)
+        return logits, fit
+
+    def _whitened(self, logits: Tensor) -> Tensor:
+        return logits if self.whitening is None else self.whitening(logits)
+
+    def _answers(self, image: Tensor, finer: int = 1) -> tuple[Tensor, Tensor]:
+        """(B, bits, moves) and the fit of every move (B, rows, columns).
+
+        `finer` rotations for every column of the spectrum: 2 * turns * finer + 1 columns.
+        """
         config = self.config
         features = self.spectrum(image)
         for index, mix in enumerate(self.mix):
@@ -175,10 +183,15 @@ class SpectralExtractor(nn.Module):
         moved = torch.fft.rfft(features, dim=3).unfold(2, config.radii, 1)
         templates = torch.fft.rfft(self.templates, dim=3).conj()
         product = torch.einsum("bcmkr,ocrk->bomk", moved, templates)
-        answers = torch.fft.irfft(product, n=config.angles, dim=3)  # (B, bits + 1, rows, angles)
-        turns = torch.arange(-config.turns, config.turns + 1, device=image.device)
-        answers = answers[..., turns % config.angles]
-        return answers[:, :-1].flatten(2) + self.bias[:, None], answers[:, -1] + self.prior
+        # A longer inverse transform interpolates between the columns, and scales.
+        columns = config.angles * finer
+        answers = finer * torch.fft.irfft(product, n=columns, dim=3)  # (B, bits + 1, rows, columns)
+        turns = torch.arange(-config.turns * finer, config.turns * finer + 1, device=image.device)
+        answers = answers[..., turns % columns]
+        prior = F.interpolate(
+            self.prior[None], size=len(turns), mode="linear", align_corners=True
+        )[0]  # fmt: skip
+        return answers[:, :-1].flatten(2) + self.bias[:, None], answers[:, -1] + prior
 
     def spectrum(self, image: Tensor) -> Tensor:
         """Normalised log-polar power spectrum (B, 2, radii, angles) of (B, 3, H, W), float32.

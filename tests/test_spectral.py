@@ -99,29 +99,54 @@ def test_extractor_reads_any_size_and_passes_gradients(size):
     assert torch.isfinite(image.grad).all() and image.grad.abs().sum() > 0
 
 
-def test_of_two_looks_the_surer_one_counts_image_by_image():
-    once, twice = extractor(), extractor(smoothing=0.8)
-    images = torch.rand(2, 3, 40, 40)
-    assert torch.equal(once(images), twice.look(images))
-    # A look at four pixels: blurring takes a bright one down to its neighbours, a grey one up.
-    twice.look = lambda image: image[:, 0, 10, 10:30:5] - 0.5
-    images[0], images[1] = 0.5, 1.0
-    images[0, :, 10, 10:30:5], images[1, :, 10, 10:30:5] = 1.0, 0.5
-    plain, smooth = twice.look(images), twice.look(gaussian_blur(images, 0.8))
-    read = twice(images)
-    assert torch.equal(read[0], plain[0]) and torch.equal(read[1], smooth[1])
-    assert not torch.equal(plain, smooth)
-    assert torch.equal(twice(images[1:])[0], read[1])  # whatever else is in the batch
+def test_in_training_the_moves_are_averaged_by_how_well_they_fit():
+    reader, images = extractor().train(), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        answers, fit = reader._answers(images)
+        expected = (answers * fit.flatten(1).softmax(dim=1)[:, None]).sum(dim=2)
+        reader.norm.eval()
+        assert not torch.allclose(reader(images), expected, atol=1e-5)  # batch statistics count
+    reader.eval()
+    with torch.no_grad():
+        answers, fit = reader._answers(images)
+        expected = (answers * fit.flatten(1).softmax(dim=1)[:, None]).sum(dim=2)
+        reader.training = True  # the layers stay in evaluation mode
+        assert torch.allclose(reader(images), expected, atol=1e-6)
 
 
-def test_training_looks_once():
-    images = torch.rand(2, 3, 40, 40)
-    reader = extractor(smoothing=0.8)
-    reader.forward = None
-    for strength in (0.0, 1.0):
-        generator = torch.Generator().manual_seed(0)
-        logits = read_under_attack(reader, images, strength=strength, generator=generator)
-        assert logits.shape == (2, 4)
+@pytest.mark.parametrize("certainty", [0.0, 1e6])
+def test_the_move_that_fits_and_answers_best_is_read(certainty):
+    reader = extractor(certainty=certainty, finer=1, whitened=True)
+    images = torch.rand(3, 3, 64, 64)
+    with torch.no_grad():  # of four bits the last is left, thrice as large
+        reader.whitening.weight.copy_(torch.diag(torch.tensor([0.0, 0.0, 0.0, 3.0])))
+        reader.whitening.bias.zero_()
+        answers, fit = reader._answers(images)  # (3, bits, moves)
+        read = reader(images)
+        best = (answers[:, 3].abs() if certainty else fit.flatten(1)).argmax(dim=1)
+        assert torch.allclose(read[:, 3], 3 * answers[torch.arange(3), 3, best], atol=1e-5)
+        assert torch.allclose(reader(images[1:]), read[1:], atol=1e-5)  # in whichever batch
+
+
+def test_before_whitening_the_move_that_fits_best_is_read():
+    reader, images = extractor(certainty=100.0, finer=1), torch.rand(3, 3, 64, 64)
+    with torch.no_grad():
+        answers, fit = reader._answers(images)
+        best = fit.flatten(1).argmax(dim=1)
+        assert torch.allclose(reader(images), answers[torch.arange(3), :, best], atol=1e-6)
+
+
+def test_between_two_columns_finer_moves_are_interpolated():
+    reader, images = extractor(), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        (answers, fit), (finer_answers, finer_fit) = (
+            reader._answers(images, finer) for finer in (1, 3)
+        )
+    assert finer_fit.shape == (*fit.shape[:2], 3 * (fit.shape[2] - 1) + 1)
+    assert torch.allclose(finer_fit[..., ::3], fit, atol=1e-3)
+    rows = finer_answers.unflatten(2, finer_fit.shape[1:])
+    assert torch.allclose(rows[..., ::3], answers.unflatten(2, fit.shape[1:]), atol=1e-3)
+    assert not torch.allclose(finer_fit[..., 1::3], fit[..., :-1], atol=1e-2)
 
 
 def test_extractor_keeps_full_precision_under_autocast():
@@ -215,8 +240,9 @@ def test_embedder_refuses_a_message_of_another_length():
     [
         ({"bits": 0}, "bits must be at least 1"),
         ({"turns": 13}, "turns must be from 0 to 12"),
-        ({"smoothing": 6.0}, "smoothing must be from 0 to 5.33333 pixels, got 6.0"),
-        ({"smoothing": -0.1}, "smoothing must be from 0"),
+        ({"certainty": -0.1}, "certainty must be 0 or more, got -0.1"),
+        ({"certainty": math.inf}, "certainty must be 0 or more, got inf"),
+        ({"finer": 0}, "finer must be at least 1, got 0"),
         ({"shrinks": 10}, "shrinks must be from 0 to 9"),
         ({"window": 31}, "even window"),
         ({"highest": 16.0}, "highest <= window / 2 - 1"),
@@ -229,7 +255,7 @@ def test_config_refuses(changes, match):
 
 
 def test_saved_and_whitened_extractor_reads_as_before(tmp_path):
-    _, reader = build_networks(config())
+    _, reader = build_networks(config(certainty=0.0))
     images = torch.rand(32, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     whitened = whiten(reader, images.split(8))
     logits = whitened(images)
@@ -237,7 +263,7 @@ def test_saved_and_whitened_extractor_reads_as_before(tmp_path):
     save_extractor(tmp_path / "extractor", whitened)
     assert json.loads((tmp_path / "extractor/config.json").read_text())["network"] == "spectral"
     again = load_extractor(tmp_path / "extractor")
-    assert isinstance(again, SpectralExtractor) and torch.allclose(again(images), logits)
+    assert isinstance(again, SpectralExtractor) and torch.allclose(again(images), logits, atol=1e-5)
 
 
 def test_extractor_of_large_windows_is_saved_and_read(tmp_path):
