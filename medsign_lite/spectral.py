@@ -37,7 +37,7 @@ class SpectralConfig:
     channels: int = 16
     turns: int = 15  # rotations tried: this many columns either way, 45 degrees by default
     shrinks: int = 6  # resizes tried: this many rows towards smaller images (0.5 by default)
-    grows: int = 2  # and towards larger ones (1.2)
+    grows: int = 5  # and towards larger ones (1.7)
     certainty: float = 4.0  # how much a move's mean |whitened logit| counts beside its fit
     finer: int = 3  # rotations tried between two columns and the next
     whitened: bool = False
@@ -133,17 +133,28 @@ class SpectralExtractor(nn.Module):
         A logit above 0 reads as bit 1. Nothing is clamped: gradients reach the image. In training
         the moves' answers are averaged by how well each fits, so that fitting is learnt. In
         evaluation mode the one move counts that fits and, once logits are whitened, answers best:
-        a mark that is looked at askew gives logits nearer to 0. Which message is looked for plays
-        no part in that, so fair bits stay fair.
+        a mark that is looked at askew gives logits nearer to 0. Large images are looked at in
+        halves of their size as well, since they may have been enlarged. Which message is looked for
+        plays no part in all that, so fair bits stay fair.
         """
         with torch.autocast(image.device.type, enabled=False):
             if self.training:
                 answers, fit = self._answers(image.float())
                 share = fit.flatten(1).softmax(dim=1)
                 return self._whitened((answers * share[:, None]).sum(dim=2))
-            logits, score = self._scored(image, finer=self.config.finer)
-            best = score.flatten(1).argmax(dim=1)
-            return logits[torch.arange(len(logits), device=best.device), best]
+            logits, score = self._surest(image)
+            while min(image.shape[-2:]) >= 3 * self.config.window:
+                image = F.interpolate(image, scale_factor=0.5, mode="bilinear", antialias=True)
+                smaller, its_score = self._surest(image)
+                logits = torch.where((its_score > score)[:, None], smaller, logits)
+                score = torch.maximum(score, its_score)
+            return logits
+
+    def _surest(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, bits) of the move for which most speaks, and how much does (B,)."""
+        logits, score = self._scored(image, finer=self.config.finer)
+        score, best = score.flatten(1).max(dim=1)
+        return logits[torch.arange(len(logits), device=best.device), best], score
 
     @torch.no_grad()
     def pose(self, image: Tensor) -> Tensor:
@@ -183,8 +194,11 @@ class SpectralExtractor(nn.Module):
         moved = torch.fft.rfft(features, dim=3).unfold(2, config.radii, 1)
         templates = torch.fft.rfft(self.templates, dim=3).conj()
         product = torch.einsum("bcmkr,ocrk->bomk", moved, templates)
-        # A longer inverse transform interpolates between the columns, and scales.
+        # A longer inverse transform interpolates between the columns, and scales. What was the
+        # highest of its frequencies is then two, of half the amplitude each.
         columns = config.angles * finer
+        if finer > 1 and config.angles % 2 == 0:
+            product = torch.cat([product[..., :-1], product[..., -1:] / 2], dim=3)
         answers = finer * torch.fft.irfft(product, n=columns, dim=3)  # (B, bits + 1, rows, columns)
         turns = torch.arange(-config.turns * finer, config.turns * finer + 1, device=image.device)
         answers = answers[..., turns % columns]
