@@ -4,10 +4,9 @@ import math
 import pytest
 import torch
 
-from medsign_lite.distortions import gaussian_blur, rotate
+from medsign_lite.distortions import rotate
 from medsign_lite.extractor import build_networks, load_extractor, save_extractor, whiten
 from medsign_lite.latent_diffusion import BUNDLED
-from medsign_lite.pretraining import read_under_attack
 from medsign_lite.spectral import (
     SpectralConfig,
     SpectralEmbedder,
