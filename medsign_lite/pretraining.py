@@ -80,8 +80,9 @@ def read_under_attack(
     The batch is cut into `parts`, each of which meets one attack, drawn from `names`; a strength of
     0 is none. With `processes`, the images are this one's share of the batch, and so are the parts.
     """
+    look = getattr(extractor, "look", extractor)
     if strength == 0:
-        return extractor(image).float()
+        return look(image).float()
     count = 1 if processes is None else processes.count
     # A seed for each part: several processes then meet the attacks that one would have met.
     seeds = torch.randint(2**62, (count * math.ceil(parts / count),), generator=generator)
@@ -96,7 +97,7 @@ def read_under_attack(
         )
         for part, seed in zip(image.chunk(len(seeds)), seeds.tolist(), strict=False)
     )
-    return torch.cat([extractor(part).float() for part in attacked])
+    return torch.cat([look(part).float() for part in attacked])
 
 
 def off_grid(image: Tensor, grid: int, *, generator: torch.Generator) -> Tensor:

@@ -130,18 +130,15 @@ class SpectralExtractor(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, 3, H, W) around [0, 1], H and W at least half a window, to logits (B, bits).
 
-        A logit above 0 reads as bit 1. Nothing is clamped: gradients reach the image. In training
-        the moves' answers are averaged by how well each fits, so that fitting is learnt. In
-        evaluation mode the one move counts that fits and, once logits are whitened, answers best:
-        a mark that is looked at askew gives logits nearer to 0. Large images are looked at in
-        halves of their size as well, since they may have been enlarged. Which message is looked for
-        plays no part in all that, so fair bits stay fair.
+        A logit above 0 reads as bit 1. Nothing is clamped: gradients reach the image. The one move
+        counts that fits and, once logits are whitened, answers best: a mark that is looked at
+        askew gives logits nearer to 0. Large images are looked at in halves of their size as well,
+        since they may have been enlarged. Which message is looked for plays no part in all that,
+        so fair bits stay fair. In training mode it is a `look`.
         """
+        if self.training:
+            return self.look(image)
         with torch.autocast(image.device.type, enabled=False):
-            if self.training:
-                answers, fit = self._answers(image.float())
-                share = fit.flatten(1).softmax(dim=1)
-                return self._whitened((answers * share[:, None]).sum(dim=2))
             logits, score = self._surest(image)
             while min(image.shape[-2:]) >= 3 * self.config.window:
                 image = F.interpolate(image, scale_factor=0.5, mode="bilinear", antialias=True)
@@ -149,6 +146,17 @@ class SpectralExtractor(nn.Module):
                 logits = torch.where((its_score > score)[:, None], smaller, logits)
                 score = torch.maximum(score, its_score)
             return logits
+
+    def look(self, image: Tensor) -> Tensor:
+        """As `forward`, with all moves' answers averaged by how well each fits.
+
+        What networks are trained with, extractors and decoders alike: the message's loss then
+        teaches how moves fit as well, of which a single move's answer says nothing.
+        """
+        with torch.autocast(image.device.type, enabled=False):
+            answers, fit = self._answers(image.float())
+            share = fit.flatten(1).softmax(dim=1)
+            return self._whitened((answers * share[:, None]).sum(dim=2))
 
     def _surest(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, bits) of the move for which most speaks, and how much does (B,)."""

@@ -1,6 +1,5 @@
 """Scaling to one PSNR, and what curves say of each other: answers by hand."""
 
-
 import pytest
 import torch
 

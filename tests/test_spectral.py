@@ -7,6 +7,7 @@ import torch
 from medsign_lite.distortions import rotate
 from medsign_lite.extractor import build_networks, load_extractor, save_extractor, whiten
 from medsign_lite.latent_diffusion import BUNDLED
+from medsign_lite.pretraining import read_under_attack
 from medsign_lite.spectral import (
     SpectralConfig,
     SpectralEmbedder,
@@ -98,19 +99,23 @@ def test_extractor_reads_any_size_and_passes_gradients(size):
     assert torch.isfinite(image.grad).all() and image.grad.abs().sum() > 0
 
 
-def test_in_training_the_moves_are_averaged_by_how_well_they_fit():
-    reader, images = extractor().train(), torch.rand(2, 3, 64, 64)
+def test_a_look_averages_the_moves_by_how_well_they_fit():
+    reader, images = extractor(), torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         answers, fit = reader._answers(images)
         expected = (answers * fit.flatten(1).softmax(dim=1)[:, None]).sum(dim=2)
-        reader.norm.eval()
-        assert not torch.allclose(reader(images), expected, atol=1e-5)  # batch statistics count
-    reader.eval()
-    with torch.no_grad():
-        answers, fit = reader._answers(images)
-        expected = (answers * fit.flatten(1).softmax(dim=1)[:, None]).sum(dim=2)
-        reader.training = True  # the layers stay in evaluation mode
-        assert torch.allclose(reader(images), expected, atol=1e-6)
+        assert torch.allclose(reader.look(images), expected, atol=1e-6)
+        assert not torch.allclose(reader(images), expected, atol=1e-3)
+        assert torch.equal(reader.train()(images), reader.look(images))
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_networks_are_trained_with_looks(strength):
+    reader, images = extractor(), torch.rand(2, 3, 40, 40)
+    reader.forward = None
+    generator = torch.Generator().manual_seed(0)
+    logits = read_under_attack(reader, images, strength=strength, generator=generator)
+    assert logits.shape == (2, 4)
 
 
 @pytest.mark.parametrize("certainty", [0.0, 1e6])
