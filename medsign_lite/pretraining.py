@@ -80,6 +80,7 @@ def read_under_attack(
     The batch is cut into `parts`, each of which meets one attack, drawn from `names`; a strength of
     0 is none. With `processes`, the images are this one's share of the batch, and so are the parts.
     """
+    # One that chooses among moves learns from their average instead: the choice has no gradient.
     look = getattr(extractor, "look", extractor)
     if strength == 0:
         return look(image).float()
