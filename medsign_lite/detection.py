@@ -1,9 +1,13 @@
 """Detection: from an image to a decision that can be defended.
 
 An unmarked image matches each bit of the message with probability 1/2, so the number of matching
-bits is binomial. An image counts as marked if that many matches would come up by chance at most
-as often as a chosen false-positive rate. The theory needs the bits of unmarked images unbiased and
-independent; `empirical_false_positive_rate` measures whether they are.
+bits is binomial. Bits are not equally sure, though: the further a logit is from 0, the less likely
+it is read wrongly. So each bit weighs as much as its logit, and an image counts as marked if fair
+coins with these weights would speak for the message as clearly at most as often as a chosen
+false-positive rate (`soft_p_values`). Which bits are the sure ones is known before they are
+compared with the message, so the rate is kept as strictly as by counting. The theory needs the bits
+of unmarked images unbiased and independent; `empirical_false_positive_rate` measures whether they
+are.
 """
 
 import math
@@ -80,24 +84,76 @@ def _tails(bits: int) -> tuple[float, ...]:
     return tuple(reversed(tails))
 
 
+LEVELS = 63  # that the weights of an image's bits are rounded to
+
+
+def soft_p_values(logits: Tensor, message: Tensor) -> Tensor:
+    """How likely it is by chance that bits so sure agree so well with a message.
+
+    Each bit counts as much as the size of its logit, against fair coins that count as much
+    (soft-decision detection). Where all logits are equally large, that is `p_value` of the number
+    of matching bits.
+
+    Args:
+        logits: (B, K).
+        message: (K,) or (B, K) in {0, 1}.
+
+    Returns:
+        (B,) float64 in (0, 1]: the probability that K fair coins, each with the weight of its bit,
+        agree with the message with at least as much weight. Exact to rounding for weights rounded
+        to `LEVELS` steps of the largest one in the image, by which the bits are weighed as well. 1
+        where all logits are 0.
+
+    Example:
+        >>> logits = torch.tensor([[3.0, 1.0, -1.0]])
+        >>> soft_p_values(logits, torch.tensor([1.0, 1.0, 1.0]))  # 3 + 1 of 5: the first must agree
+        tensor([0.3750], dtype=torch.float64)
+    """
+    agree, weights = _weighed(logits, message)
+    evidence = (weights * agree).sum(dim=1)
+    return _coins(weights).gather(1, evidence[:, None])[:, 0]
+
+
+def _weighed(logits: Tensor, message: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether bits agree (B, K), bool, and what they weigh (B, K), int64, on the CPU."""
+    agree = matches(logits, message).cpu()
+    size = logits.detach().double().abs().cpu()
+    largest = size.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    return agree, (LEVELS * size / largest).round().long()
+
+
+def _coins(weights: Tensor, heads: Tensor | None = None) -> Tensor:
+    """Probability (B, W + 1) that coins of weights (B, K) give at least 0 ... W in all.
+
+    heads: (K,), the coins' probabilities; fair ones by default. W is the largest sum of weights.
+    """
+    count, bits = weights.shape
+    heads = torch.full((bits,), 0.5, dtype=torch.float64) if heads is None else heads
+    sums = torch.arange(int(weights.sum(dim=1).max()) + 1 if count else 1)
+    chance = (sums == 0).double().repeat(count, 1)
+    for weight, share in zip(weights.T, heads, strict=True):
+        before = sums - weight[:, None]
+        added = chance.gather(1, before.clamp(min=0)) * (before >= 0)
+        chance = (1 - share) * chance + share * added
+    return chance.flip(1).cumsum(dim=1).flip(1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Detection:
     """A decision about one image; printed, it is a sentence."""
 
     matching: int  # bits that agree with the message
     bits: int
-    p_value: float  # chance of at least as many in an unmarked image
-    threshold: int  # matching bits needed
-    false_positive_rate: float  # that the threshold keeps
+    p_value: float  # chance of speaking as clearly for the message in an unmarked image
+    false_positive_rate: float  # largest p-value that counts as marked
     detected: bool
     decoded: str  # the bits read from the image
 
     def __str__(self) -> str:
         decision = "watermark detected" if self.detected else "no watermark detected"
         return (
-            f"{decision}: {self.matching} of {self.bits} bits match (p = {self.p_value:.2g}), "
-            f"{self.threshold} are needed at a false-positive rate of "
-            f"{self.false_positive_rate:.0e}; read {self.decoded}"
+            f"{decision}: {self.matching} of {self.bits} bits match (p = {self.p_value:.2g}, at "
+            f"most {self.false_positive_rate:.0e} is needed); read {self.decoded}"
         )
 
 
@@ -161,12 +217,17 @@ def _checked_logits(logits: Tensor) -> Tensor:
     return logits
 
 
-def matching_bits(logits: Tensor, message: Tensor) -> Tensor:
-    """How many bits agree: logits (B, K), message (K,) or (B, K) in {0, 1}; returns (B,) int64."""
+def matches(logits: Tensor, message: Tensor) -> Tensor:
+    """Which bits agree: logits (B, K), message (K,) or (B, K) in {0, 1}; returns (B, K) bool."""
     check_message(message, _checked_logits(logits).shape[1])
     if message.ndim == 2 and len(message) != len(logits):
         raise ValueError(f"expected {len(logits)} messages, one per image, got {len(message)}")
-    return ((logits > 0) == message.bool().to(logits.device)).sum(dim=1)
+    return (logits > 0) == message.bool().to(logits.device)
+
+
+def matching_bits(logits: Tensor, message: Tensor) -> Tensor:
+    """How many bits agree: logits (B, K), message (K,) or (B, K) in {0, 1}; returns (B,) int64."""
+    return matches(logits, message).sum(dim=1)
 
 
 def detect_logits(
@@ -174,19 +235,24 @@ def detect_logits(
 ) -> list[Detection]:
     """Decide for a batch of logits (B, K) whether each carries the message (K,) or (B, K)."""
     bits = logits.shape[-1]
-    needed = threshold(bits, false_positive_rate)
+    check_rate(false_positive_rate, bits)
+    matching, chances = matching_bits(logits, message), soft_p_values(logits, message)
     return [
         Detection(
-            matching=matching,
+            matching=count,
             bits=bits,
-            p_value=p_value(matching, bits),
-            threshold=needed,
+            p_value=chance,
             false_positive_rate=false_positive_rate,
-            detected=matching >= needed,
+            detected=chance <= false_positive_rate,
             decoded=message_to_string((row > 0).float()),
         )
-        for matching, row in zip(matching_bits(logits, message).tolist(), logits, strict=True)
+        for count, chance, row in zip(matching.tolist(), chances.tolist(), logits, strict=True)
     ]
+
+
+def check_rate(false_positive_rate: float, bits: int) -> None:
+    """Raise ValueError unless the rate is in (0, 1) and so many bits can reach it."""
+    threshold(bits, false_positive_rate)
 
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-6)  # nominal false-positive rates to compare with
@@ -204,11 +270,12 @@ def images_needed(false_positive_rate: float) -> int:
 
 
 def fitted_false_positive_rate(logits: Tensor, message: Tensor, rate: float) -> float:
-    """What the threshold for a rate lets through if the bits lean as they do on these images.
+    """What a detector of this rate lets through if the bits lean as they do on these images.
 
     The theory's bits are fair coins. Here each is a coin that matches the message as often as it
-    did on unmarked images, independently of the others: a Poisson binomial tail. It says something
-    of rates that no number of images could be counted at, as far as bits are independent.
+    did on unmarked images, independently of the others, with the weights that it had there. It
+    says something of rates that no number of images could be counted at, as far as bits are
+    independent.
 
     Args:
         logits: (N, K) of unmarked images.
@@ -216,11 +283,12 @@ def fitted_false_positive_rate(logits: Tensor, message: Tensor, rate: float) -> 
         rate: nominal false-positive rate, in (0, 1).
     """
     check_message(message, _checked_logits(logits).shape[1])
-    agrees = ((logits.cpu() > 0) == message.cpu().bool()).double().mean(dim=0)  # (K,)
-    matches = torch.ones(1, dtype=torch.float64)  # of how many bits, with which probability
-    for share in agrees:
-        matches = F.pad(matches, (0, 1)) * (1 - share) + F.pad(matches, (1, 0)) * share
-    return float(matches[threshold(len(message), rate) :].sum())
+    check_rate(rate, len(message))
+    agree, weights = _weighed(logits, message)
+    # Of each image: the least evidence that suffices, and how often leaning coins give as much.
+    needed = (_coins(weights) > rate).sum(dim=1)
+    leaning = F.pad(_coins(weights, agree.double().mean(dim=0)), (0, 1))
+    return float(leaning.gather(1, needed[:, None]).mean())
 
 
 def empirical_false_positive_rate(
@@ -229,7 +297,7 @@ def empirical_false_positive_rate(
     *,
     rates: Sequence[float] | None = None,
 ) -> list[dict[str, float]]:
-    """How often unmarked images are called marked, beside what the theory promises.
+    """How often unmarked images are called marked, beside the rate that was asked for.
 
     Args:
         logits: (N, K) of unmarked images.
@@ -240,10 +308,9 @@ def empirical_false_positive_rate(
             `RATES`, of which the images may only fail to contradict some.
 
     Returns:
-        One dict per rate: false_positive_rate (nominal), threshold, theory (what the threshold
-        keeps exactly; below the nominal rate because bits are whole), measured, its exact 95 %
-        binomial interval low and high (Clopper-Pearson), false_positives, images (N) and
-        images_needed to test the rate.
+        One dict per rate: false_positive_rate (nominal, which fair coins come just below, as their
+        weights add up to whole steps), measured, its exact 95 % binomial interval low and high
+        (Clopper-Pearson), false_positives, images (N) and images_needed to test the rate.
 
     Raises:
         ValueError: if there are too few images for a rate that was asked for, or none at all.
@@ -256,17 +323,18 @@ def empirical_false_positive_rate(
                 f"a false-positive rate of {rate:g} takes at least {images_needed(rate)} unmarked "
                 f"images to test, got {len(logits)}: give more images, or ask for a larger rate"
             )
-    bits = logits.shape[-1]
-    matching = matching_bits(logits, message)
+    messages = message.expand(logits.shape) if message.ndim == 1 else message
+    chances = torch.cat([
+        soft_p_values(*part)
+        for part in zip(logits.split(500), messages.split(500), strict=True)  # of 12 MB each
+    ])  # fmt: skip
     rows = []
     for rate in RATES if rates is None else rates:
-        needed = threshold(bits, rate)
-        found = int((matching >= needed).sum())
+        check_rate(rate, logits.shape[1])
+        found = int((chances <= rate).sum())
         interval = binomtest(found, len(logits)).proportion_ci(0.95)
         rows.append({
             "false_positive_rate": rate,
-            "threshold": needed,
-            "theory": p_value(needed, bits),
             "measured": found / len(logits),
             "low": float(interval.low),
             "high": float(interval.high),

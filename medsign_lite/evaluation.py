@@ -6,14 +6,13 @@ batch: thousands need not fit into memory. They are clamped and rounded to 8 bit
 scored, as a saved PNG would be. Localisation is scored in `localisation_scores.py`.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from medsign_lite.attacks import PAPER_ATTACKS, Attack
-from medsign_lite.detection import extract_logits, matching_bits, p_value, threshold
+from medsign_lite.detection import check_rate, extract_logits, matching_bits, soft_p_values
 from medsign_lite.images import check_image, quantise
 from medsign_lite.localisation_scores import localisation_rows
 from medsign_lite.metrics import ROUNDING_PSNR, psnr, region_psnr, ssim, worst_window
@@ -43,7 +42,7 @@ def evaluate_attacks(
         extractor: (B, 3, h, w) in [0, 1] to logits (B, K).
         message: (K,) or (N, K) bits in {0, 1}.
         attacks: by name.
-        false_positive_rate: of the threshold for the true-positive rate.
+        false_positive_rate: at which images are detected, for the true-positive rate.
         generator: CPU, for the intervals.
         resamples: of the bootstrap.
         batch_size: for tensors; iterables bring their own.
@@ -55,9 +54,10 @@ def evaluate_attacks(
         rates are those of all attacked images together, with a bootstrap over images, or the exact
         interval over images where every one or none is found.
     """
-    needed = threshold(message.shape[-1], false_positive_rate)
+    check_rate(false_positive_rate, message.shape[-1])
     sources = (images,) if reference is None else (images, reference)
-    matches: dict[str, list[list[Tensor]]] = {name: [[], []] for name in attacks}
+    # Of every attack, of images and reference: batches of matching bits and p-values, (B, 2).
+    read: dict[str, list[list[Tensor]]] = {name: [[], []] for name in attacks}
     done = 0
     for batches in in_step(*sources, batch_size=batch_size):
         sent = message if message.ndim == 1 else message[done : done + len(batches[0])]
@@ -67,53 +67,47 @@ def evaluate_attacks(
             batch = quantise(batch)
             for name, attack in attacks.items():
                 logits = extract_logits(extractor, attack(batch))
-                matches[name][kind].append(matching_bits(logits, sent.cpu()))
+                shares = matching_bits(logits, sent.cpu()).double() / message.shape[-1]
+                chances = soft_p_values(logits, sent.cpu())
+                read[name][kind].append(torch.stack([shares, chances], dim=1))
     _require_images(done)
-    marked = {name: torch.cat(pair[0]) for name, pair in matches.items()}
-    unmarked = {name: torch.cat(pair[1]) for name, pair in matches.items() if pair[1]}
-    rows = [
-        {"attack": name, "images": done}
-        | _matching_row(counts[:, None], message.shape[-1], needed, resamples, generator)
-        | _unmarked_row(unmarked.get(name), message.shape[-1], needed, resamples, generator)
-        for name, counts in marked.items()
-    ]
-    together = torch.stack(list(marked.values()), dim=1)  # (N, attacks)
-    others = torch.stack(list(unmarked.values()), dim=1) if unmarked else None
-    rows.append(
-        {"attack": "mean", "images": done}
-        | _matching_row(together, message.shape[-1], needed, resamples, generator)
-        | _unmarked_row(others, message.shape[-1], needed, resamples, generator)
-    )
+    options = {"resamples": resamples, "generator": generator}
+    rows = []
+    for name, several in {**{name: (name,) for name in attacks}, "mean": tuple(attacks)}.items():
+        marked, unmarked = (
+            torch.stack([torch.cat(read[one][kind]) for one in several], dim=1)  # (N, attacks, 2)
+            if reference is not None or kind == 0
+            else None
+            for kind in (0, 1)
+        )
+        row = {"attack": name, "images": done}
+        row |= _marked_row(marked, false_positive_rate, **options)
+        if unmarked is not None:
+            row |= _unmarked_row(unmarked, false_positive_rate, **options)
+        rows.append(row)
     return rows
 
 
-def _matching_row(
-    counts: Tensor, bits: int, needed: int, resamples: int, generator: torch.Generator
-) -> dict:
-    """counts: (N, attacks) matching bits."""
-    options = {"resamples": resamples, "generator": generator}
-    logarithms = torch.tensor([math.log10(p_value(k, bits)) for k in range(bits + 1)])
-    hits = counts >= needed
-    if counts.shape[1] == 1 or hits.all() or not hits.any():
+def _marked_row(values: Tensor, rate: float, **options) -> dict:
+    """values: (N, attacks, 2), shares of matching bits and p-values."""
+    shares, chances = values.unbind(dim=-1)
+    hits = chances <= rate
+    if hits.shape[1] == 1 or hits.all() or not hits.any():
         # Of equal shares a bootstrap would know no doubt.
-        rate = share_row("true_positive_rate", hits.all(dim=1))
+        found = share_row("true_positive_rate", hits.all(dim=1))
     else:  # an image's attacked versions are not independent: resample images
-        rate = mean_row("true_positive_rate", hits.double().mean(dim=1), **options)
+        found = mean_row("true_positive_rate", hits.double().mean(dim=1), **options)
     return (
-        mean_row("bit_accuracy", counts.double().mean(dim=1) / bits, **options)
-        | rate
-        | mean_row("log10_p", logarithms[counts].mean(dim=1), **options)
+        mean_row("bit_accuracy", shares.mean(dim=1), **options)
+        | found
+        | mean_row("log10_p", chances.log10().mean(dim=1), **options)
     )
 
 
-def _unmarked_row(
-    counts: Tensor | None, bits: int, needed: int, resamples: int, generator: torch.Generator
-) -> dict:
-    if counts is None:
-        return {}
-    accuracy = counts.reshape(len(counts), -1).double().mean(dim=1) / bits
-    row = mean_row("unmarked_bit_accuracy", accuracy, resamples=resamples, generator=generator)
-    return row | {"false_positives": int((counts >= needed).sum())}
+def _unmarked_row(values: Tensor, rate: float, **options) -> dict:
+    shares, chances = values.unbind(dim=-1)
+    row = mean_row("unmarked_bit_accuracy", shares.mean(dim=1), **options)
+    return row | {"false_positives": int((chances <= rate).sum())}
 
 
 def quality_row(

@@ -247,8 +247,8 @@ def detection_figure(
     plot_logit_histogram(logits, bits, ax=axes["logits"])
     decision = "watermark detected" if found.detected else "no watermark detected"
     figure.suptitle(
-        f"{decision}: {found.matching} of {found.bits} bits, {found.threshold} needed at a "
-        f"false-positive rate of {false_positive_rate:.0e}; p = {found.p_value:.1e}",
+        f"{decision}: {found.matching} of {found.bits} bits, p = {found.p_value:.1e}; "
+        f"at most {false_positive_rate:.0e} is needed",
         fontsize=10,
     )
     return figure

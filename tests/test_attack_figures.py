@@ -132,7 +132,7 @@ def detector():
 def test_attack_figure_says_what_is_read_and_what_it_cost(detector, attack):
     figure = attack_figure(grid_image(MESSAGE), detector, attack=attack)
     said = figure.get_suptitle()
-    assert "of 48 bits, 41 needed at 1e-06" in said
+    assert "of 48 bits, p = " in said and "(at most 1e-06 is needed)" in said
     assert ("no PSNR" in said) == (attack == "rotation")
     assert ("PSNR 2" in said or "PSNR 3" in said or "PSNR 4" in said) != (attack == "rotation")
     figure_bytes(figure)

@@ -5,15 +5,15 @@ from medsign_lite.deployment.detection_table import Row, print_rows, row_of, wri
 from medsign_lite.deployment.key_detection import KeyDetection
 
 MARKED = KeyDetection(
-    keys=("ours",), matching=47, bits=48, compared=2, p_value=3.5e-13, threshold=41,
+    keys=("ours",), matching=47, bits=48, compared=2, p_value=3.5e-13,
     false_positive_rate=1e-6, detected=True,
 )  # fmt: skip
 TIE = KeyDetection(
-    keys=("ours", "theirs"), matching=40, bits=48, compared=2, p_value=1e-5, threshold=36,
+    keys=("ours", "theirs"), matching=40, bits=48, compared=2, p_value=1e-5,
     false_positive_rate=1e-3, detected=True,
 )  # fmt: skip
 NOT = KeyDetection(
-    keys=(), matching=25, bits=48, compared=2, p_value=0.89, threshold=41,
+    keys=(), matching=25, bits=48, compared=2, p_value=0.89,
     false_positive_rate=1e-6, detected=False,
 )  # fmt: skip
 ROWS = [
@@ -69,8 +69,8 @@ def test_write_rows_is_read_back(tmp_path):
     path = write_rows(tmp_path / "new" / "found.csv", [*ROWS, odd])
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["image", "decision", "key", "matching", "bits", "p_value", "threshold",
-                             "reason", "claim"]  # fmt: skip
+    assert list(rows[0]) == ["image", "decision", "key", "matching", "bits", "p_value", "reason",
+                             "claim"]  # fmt: skip
     assert rows[0]["p_value"] == "3.5e-13" and rows[1]["key"] == "ours or theirs"
     assert rows[3]["matching"] == "" and rows[3]["reason"] == "is empty (0 bytes)"
     assert rows[4]["image"] == 'x",\n.png' and rows[4]["reason"] == "a, b"

@@ -174,8 +174,8 @@ def attack_figure(
     plot_bits(detector.message, (logits[0] > 0).float(), ax=bottom.subplots())
     verdict = "detected" if found.detected else "not detected"
     figure.suptitle(
-        f"{verdict}: {found.matching} of {found.bits} bits, {found.threshold} needed at "
-        f"{found.false_positive_rate:.0e}; cost to the attacker: {cost}",
+        f"{verdict}: {found.matching} of {found.bits} bits, p = {found.p_value:.1e} (at most "
+        f"{found.false_positive_rate:.0e} is needed); cost to the attacker: {cost}",
         fontsize=10,
     )
     return figure

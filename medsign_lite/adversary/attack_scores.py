@@ -22,7 +22,7 @@ class Detector:
     Attributes:
         extractor: (B, 3, h, w) in [0, 1] to logits (B, K).
         message: (K,) in {0, 1}.
-        false_positive_rate: of the threshold that calls an image marked.
+        false_positive_rate: at which an image is called marked.
         resamples: of the bootstrap intervals.
         batch_size: images read at a time.
     """

@@ -23,7 +23,6 @@ class Row:
     matching: int | None = None  # bits that agree with the best key's
     bits: int | None = None
     p_value: float | None = None  # corrected for the number of keys
-    threshold: int | None = None
     reason: str = ""  # why it is unreadable
     claim: str = ""  # what its file says of itself, which anyone can write
 
@@ -37,7 +36,6 @@ def row_of(image: str, detection: KeyDetection, *, claim: str = "") -> Row:
         matching=detection.matching,
         bits=detection.bits,
         p_value=detection.p_value,
-        threshold=detection.threshold,
         claim=claim,
     )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medsign_lite.deployment.keys import Key, Registry
-from medsign_lite.detection import matching_bits, p_value, threshold
+from medsign_lite.detection import check_rate, matching_bits, soft_p_values
 from medsign_lite.messages import message_from_string
 
 
@@ -25,8 +25,7 @@ class KeyDetection:
     matching: int  # bits that agree with the best match
     bits: int
     compared: int  # n, the keys in the registry
-    p_value: float  # min(1, n * p): chance that any of n keys matches an unmarked image as well
-    threshold: int  # matching bits that each key needs, for the rate / n
+    p_value: float  # min(1, n * p): chance that any of n keys fits an unmarked image as well
     false_positive_rate: float  # over all keys together
     detected: bool
 
@@ -42,8 +41,8 @@ class KeyDetection:
             decision = f"watermark detected, {whose}"
         return (
             f"{decision}: {self.matching} of {self.bits} bits match the best of {self.compared} "
-            f"keys (p = {self.p_value:.2g}), {self.threshold} are needed at a false-positive rate "
-            f"of {self.false_positive_rate:.0e} over all keys"
+            f"keys (p = {self.p_value:.2g} over all keys, at most {self.false_positive_rate:.0e} "
+            "is needed)"
         )
 
 
@@ -56,12 +55,11 @@ def detect_keys(
         logits: (B, K) raw extractor outputs.
         registry: n keys of K bits.
         false_positive_rate: in (0, 1), the share of unmarked images that may be called marked by
-            any of the keys: each has the threshold of a rate n times smaller. For 48 bits at 1e-6
-            that is 41 matching bits for one key, 42 for ten and 43 for a hundred.
+            any of the keys: each is tested at a rate n times smaller.
 
     Returns:
-        B decisions. Of several detected keys the best match counts; equally good ones are a tie,
-        which names them all. At rates of 1e-6 and below, messages are too far apart for either.
+        B decisions. Of several detected keys the one of the smallest p-value counts; equal ones are
+        a tie, which names them all. Messages that are `keys.minimum_distance` apart do not tie.
 
     Raises:
         ValueError: if the registry is empty or of another number of bits, if the rate is not in
@@ -76,25 +74,29 @@ def detect_keys(
     if not 0 < false_positive_rate < 1:
         raise ValueError(f"expected a false-positive rate in (0, 1), got {false_positive_rate}")
     number, bits = len(registry.keys), registry.bits
-    needed = threshold(bits, false_positive_rate / number)
+    check_rate(false_positive_rate / number, bits)
     messages = [message_from_string(key.message, bits=bits) for key in registry.keys]
     matching = torch.stack([matching_bits(logits, message) for message in messages])  # (n, B)
+    chances = torch.stack([soft_p_values(logits, message) for message in messages])
     return [
-        KeyDetection(
-            keys=_best_keys(registry.keys, row, needed),
-            matching=max(row),
-            bits=bits,
-            compared=number,
-            p_value=min(1.0, number * p_value(max(row), bits)),
-            threshold=needed,
-            false_positive_rate=false_positive_rate,
-            detected=max(row) >= needed,
-        )
-        for row in matching.T.tolist()
+        _decision(registry.keys, counts, chances, bits, false_positive_rate)
+        for counts, chances in zip(matching.T.tolist(), chances.T.tolist(), strict=True)
     ]
 
 
-def _best_keys(keys: Sequence[Key], matching: Sequence[int], needed: int) -> tuple[str, ...]:
-    best = max(matching)
-    pairs = zip(keys, matching, strict=True)
-    return tuple(key.id for key, number in pairs if number == best >= needed)
+def _decision(
+    keys: Sequence[Key], counts: Sequence[int], chances: Sequence[float], bits: int, rate: float
+) -> KeyDetection:
+    """From matching bits and p-value of every key in turn."""
+    least = min(chances)
+    corrected = min(1.0, len(keys) * least)
+    best = [place for place, chance in enumerate(chances) if chance == least]
+    return KeyDetection(
+        keys=tuple(keys[place].id for place in best) if corrected <= rate else (),
+        matching=max(counts[place] for place in best),
+        bits=bits,
+        compared=len(keys),
+        p_value=corrected,
+        false_positive_rate=rate,
+        detected=corrected <= rate,
+    )

@@ -112,10 +112,10 @@ def hamming_distance(first: str, second: str) -> int:
 def minimum_distance(bits: int) -> int:
     """Fewest bits in which two messages of a registry must differ, for detection at 1e-6.
 
-    An image may have `bits - threshold` bits wrong and still be detected. With more than twice as
-    many between two messages, an image detected as one cannot match the other as well. Further
-    keys raise the threshold, so what holds for one key holds for many. Of two random messages of
-    48 bits, 3 pairs in 1000 are closer.
+    By counting, an image may have `bits - threshold` bits wrong and still be detected. With more
+    than twice as many between two messages, an image detected as one cannot match the other as
+    well. Further keys raise the threshold, so what holds for one key holds for many. Of two random
+    messages of 48 bits, 3 pairs in 1000 are closer.
 
     Returns:
         15 for 48 bits, where 41 must match.

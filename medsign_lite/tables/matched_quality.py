@@ -9,14 +9,13 @@ images, of 48, once in 3e14. Where payloads differ, log10 of the p-value is comp
 it says how sure a detection is, whatever the number of bits.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from medsign_lite.attacks import PAPER_ATTACKS, Attack
-from medsign_lite.detection import extract_logits, matching_bits, p_value
+from medsign_lite.detection import extract_logits, matching_bits, soft_p_values
 from medsign_lite.images import quantise
 from medsign_lite.metrics import interval_of, psnr
 from medsign_lite.rows import mean_row
@@ -69,20 +68,22 @@ def match_psnr(marked: Tensor, originals: Tensor, decibels: float | Tensor) -> T
     return torch.cat(scaled)
 
 
-def count_matches(
+def read_attacked(
     images: Tensor,
     read: Callable[[Tensor], Tensor],
     message: Tensor,
     *,
     attacks: Mapping[str, Attack] = PAPER_ATTACKS,
     batch_size: int = 64,
-) -> Tensor:
-    """Matching bits (N, attacks), int64, of images (N, 3, H, W) as they are, after each attack."""
-    return torch.cat([
-        torch.stack([matching_bits(extract_logits(read, attack(batch)), message)
-                     for attack in attacks.values()], dim=1)
-        for batch in images.split(batch_size)
-    ])  # fmt: skip
+) -> tuple[Tensor, Tensor]:
+    """Matching bits, int64, and p-values, float64, each (N, attacks), of images (N, 3, H, W) as
+    they are, after each attack."""
+    matching, chances = [], []
+    for batch in images.split(batch_size):
+        logits = [extract_logits(read, attack(batch)) for attack in attacks.values()]
+        matching.append(torch.stack([matching_bits(part, message) for part in logits], dim=1))
+        chances.append(torch.stack([soft_p_values(part, message) for part in logits], dim=1))
+    return torch.cat(matching), torch.cat(chances)
 
 
 def curve_row(
@@ -102,14 +103,13 @@ def curve_row(
         "bit_accuracy" over all of them, log10_p, each with its interval; and, of each image, the
         means over its attacked versions: N numbers "accuracy_per_image" and "log10_p_per_image".
     """
-    counts, bits = count_matches(images, read, message), len(message)
+    (counts, chances), bits = read_attacked(images, read, message), len(message)
     options = {"generator": generator, "resamples": resamples}
-    logarithms = torch.tensor([math.log10(p_value(k, bits)) for k in range(bits + 1)])
     row = {"rung": rung, "images": len(images), "bits": bits}
     row |= mean_row("psnr", psnr(images, originals, data_range=1.0), **options)
     for name, column in zip(PAPER_ATTACKS, counts.T, strict=True):
         row |= mean_row(name, column.double() / bits, **options)
-    accuracy, sureness = counts.double().mean(dim=1) / bits, logarithms[counts].mean(dim=1)
+    accuracy, sureness = counts.double().mean(dim=1) / bits, chances.log10().mean(dim=1)
     row |= mean_row("bit_accuracy", accuracy, **options)
     row |= mean_row("log10_p", sureness, **options)
     return row | {"accuracy_per_image": accuracy.tolist(), "log10_p_per_image": sureness.tolist()}

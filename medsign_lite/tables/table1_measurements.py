@@ -25,7 +25,7 @@ from medsign_lite.latent_diffusion import Autoencoder, decode
 from medsign_lite.records.kept_parts import Part
 from medsign_lite.results import to_json
 from medsign_lite.rows import mean_row, share_row
-from medsign_lite.tables.matched_quality import LADDER, count_matches, curve_row, match_psnr
+from medsign_lite.tables.matched_quality import LADDER, curve_row, match_psnr, read_attacked
 from medsign_lite.training.random_streams import named_generator
 
 EMPIRICAL_RATES = (1e-3, 1e-2, 1e-1)  # the first that the images can tell anything of
@@ -48,7 +48,7 @@ class TableImages:
         vae: the original autoencoder.
         latents: (N, C, h, w), scaled.
         seed: of the intervals.
-        false_positive_rate: of the threshold that calls an image marked; by theory.
+        false_positive_rate: at which an image is called marked; by theory.
         empirical_rate: a false-positive rate that unmarked images are counted at, in (0, 1).
             Default: the strictest of `EMPIRICAL_RATES` that so many images can state.
         resamples: of the bootstrap.
@@ -135,9 +135,9 @@ def method_row(
 
     row, method (its title), bits, settings, images, psnr, ssim and seconds with their intervals;
     "attacks", rows of `evaluate_attacks`; and "unmarked", a row per attack of what the attacked
-    originals match of the message: attack, rate (of the threshold), fitted_rate (what that
-    threshold lets through if bits lean as they do here, see `fitted_false_positive_rate`), and,
-    where there are images enough, "counted" at the empirical rate.
+    originals match of the message: attack, rate (nominal), fitted_rate (what is let through if bits
+    lean as they do here, see `fitted_false_positive_rate`), and, where there are images enough,
+    "counted" at the empirical rate.
     """
     check_readable(method, images.originals[:1])
     drawn, seconds = images.drawn(method)
@@ -156,7 +156,7 @@ def method_row(
 def unmarked_rows(images: TableImages, method: WatermarkMethod) -> list[dict]:
     """How often unmarked images pass for marked, attack by attack; see `method_row`.
 
-    The threshold's theory takes bits for fair coins. Of generated images they need not be.
+    The theory takes bits for fair coins. Of generated images they need not be.
     """
     rows, rate = [], images.false_positive_rate
     for name, attack in PAPER_ATTACKS.items():
@@ -203,7 +203,7 @@ def convention_rows(
     options = {"generator": generator, "resamples": images.resamples}
 
     def shares(marked: Tensor, chosen: Mapping[str, Attack]) -> dict[str, Tensor]:
-        counts = count_matches(marked, method.read, method.message, attacks=chosen)
+        counts, _ = read_attacked(marked, method.read, method.message, attacks=chosen)
         return dict(zip(chosen, counts.T.double() / method.bits, strict=True))
 
     rounded = shares(quantise(drawn), attacks)

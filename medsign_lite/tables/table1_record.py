@@ -106,7 +106,7 @@ def flat_row(row: Mapping) -> dict:
 
     The attacks are bit accuracies; true_positive_rate, log10_p and unmarked_bit_accuracy (of the
     originals; a half if their bits are fair coins) are over all six together. fitted_rate is the
-    largest of `method_row`'s: above the threshold's own rate, the p-values are too good.
+    largest of `method_row`'s: above the detector's own rate, the p-values are too good.
     """
     flat = {name: row[name] for name in ("row", "method", "bits", "images")}
     for name in ("psnr", "ssim", "seconds"):
