@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
@@ -128,14 +129,15 @@ def _coins(weights: Tensor, heads: Tensor | None = None) -> Tensor:
     heads: (K,), the coins' probabilities; fair ones by default. W is the largest sum of weights.
     """
     count, bits = weights.shape
-    heads = torch.full((bits,), 0.5, dtype=torch.float64) if heads is None else heads
-    sums = torch.arange(int(weights.sum(dim=1).max()) + 1 if count else 1)
-    chance = (sums == 0).double().repeat(count, 1)
-    for weight, share in zip(weights.T, heads, strict=True):
-        before = sums - weight[:, None]
-        added = chance.gather(1, before.clamp(min=0)) * (before >= 0)
-        chance = (1 - share) * chance + share * added
-    return chance.flip(1).cumsum(dim=1).flip(1)
+    shares = [0.5] * bits if heads is None else heads.tolist()
+    chances = np.zeros((count, 1 + int(weights.sum(dim=1).max()) if count else 1))
+    for chance, row in zip(chances, weights.tolist(), strict=True):
+        chance[0] = 1.0
+        for weight, share in zip(row, shares, strict=True):
+            added = share * chance[: len(chance) - weight]
+            chance *= 1 - share
+            chance[weight:] += added
+    return torch.from_numpy(chances[:, ::-1].cumsum(axis=1)[:, ::-1].copy())
 
 
 @dataclass(frozen=True, kw_only=True)
