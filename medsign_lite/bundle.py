@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from medsign_lite import decoder_recipe, finetuning, pretraining, sample_cache
+from medsign_lite import decoder_recipe, finetuning, neutral_messages, pretraining, sample_cache
 from medsign_lite.deployment.keys import SHIPPED, registry_of_decoders, write_registry
 from medsign_lite.generator import autoencoder_training, denoiser_training
 from medsign_lite.judges import judge_training
@@ -89,13 +89,22 @@ def stages(
         options += ("--pipeline", weights / "pipeline", "--scale", "sharp", "--kinds", *KINDS)
         run(sample_cache, f"cache_{modality}", *options)
 
+    def message_file(modality: str) -> Path:
+        return work / f"message_{modality}" / "message.json"
+
+    def message(modality: str) -> None:
+        options = ("--seed", decoder_recipe.SEEDS[modality], "--device", device)
+        options += ("--images", work / f"cache_{modality}", "--pipeline", weights / "pipeline")
+        options += ("--extractor", weights / "extractor", "--out", message_file(modality))
+        neutral_messages.main([str(option) for option in options])
+
     def decoder(modality: str) -> None:
         run(
             finetuning,
             f"decoder_{modality}",
             *("--cache", work / f"cache_{modality}", "--extractor", weights / "extractor"),
             *("--pipeline", weights / "pipeline", "--modality", modality),
-            *("--message", decoder_recipe.MESSAGES[modality]),
+            *("--message", read_result(message_file(modality))["values"]["message"]),
             *decoder_recipe.recipe(modality),
         )
         publish(work / f"decoder_{modality}" / "decoder", f"decoder_{modality}")
@@ -113,6 +122,8 @@ def stages(
         "extractor": (weights / "extractor", extractor),
         "cache_chest": (work / "cache_chest" / "cache.safetensors", lambda: cache("chest")),
         "cache_fundus": (work / "cache_fundus" / "cache.safetensors", lambda: cache("fundus")),
+        "message_chest": (message_file("chest"), lambda: message("chest")),
+        "message_fundus": (message_file("fundus"), lambda: message("fundus")),
         "decoder_chest": (weights / "decoder_chest", lambda: decoder("chest")),
         "decoder_fundus": (weights / "decoder_fundus", lambda: decoder("fundus")),
         "keys": (weights / SHIPPED.name, keys),

@@ -9,7 +9,9 @@ Evenness keeps the mark from gathering into speckles, and, on radiographs, from 
 The shipped decoders ended with these settings; the model card says what was changed on the way.
 """
 
-MESSAGES = {"chest": "1", "fundus": "2"}  # seeds of the messages
+# Of the messages, before `neutral_messages` flips what unmarked images lean to: four bits of the
+# chest's, none of the fundus's.
+SEEDS = {"chest": "1", "fundus": "2"}
 SAMPLES = 1504  # generated images each decoder is fine-tuned on
 STEPS = {"chest": 8400, "fundus": 7600}  # some 180 and 134 minutes of one core
 # Of Stable Signature's two losses, as a factor of the image loss's weight, and its steps. Nothing

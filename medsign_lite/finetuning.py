@@ -33,12 +33,7 @@ from medsign_lite.finetuning_step import evaluate, finetune_step
 from medsign_lite.latent_cache import LatentCache, joined, read_latent_cache, with_mirrored
 from medsign_lite.latent_diffusion import copy_decoder, load_decoder, load_pipeline, save_decoder
 from medsign_lite.losses import LossWeights, chest_weights, fundus_weights
-from medsign_lite.messages import (
-    check_message,
-    message_from_string,
-    message_to_string,
-    random_message,
-)
+from medsign_lite.messages import check_message, message_to_string, read_message
 from medsign_lite.perceptual import COLOUR, perceptual_loss
 from medsign_lite.training.averaging import update_average
 from medsign_lite.training.budgets import Budget, log_row
@@ -52,7 +47,7 @@ from medsign_lite.training.training_state import (
     save_training_state,
 )
 
-__all__ = ["evaluate", "finetune_step", "fit", "main", "read_message"]
+__all__ = ["evaluate", "finetune_step", "fit", "main"]
 
 PRESETS = {"chest": chest_weights, "fundus": fundus_weights}
 HELD_OUT = 64  # last entries of a cache, which are never trained on
@@ -210,13 +205,6 @@ def fit(
         save_decoder(out / "decoder", averaged, config)
     processes.wait()
     return averaged
-
-
-def read_message(text: str, *, bits: int) -> Tensor:
-    """A message (K,) from its bits, or, if `text` is a shorter number, drawn from that seed."""
-    if text.isdecimal() and len(text) < min(bits, 16):
-        return random_message(bits, generator=torch.Generator().manual_seed(int(text)))
-    return message_from_string(text, bits=bits)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -97,6 +97,13 @@ def message_from_string(text: str, *, bits: int = 48) -> Tensor:
     return torch.tensor([float(digit) for digit in digits])
 
 
+def read_message(text: str, *, bits: int) -> Tensor:
+    """A message (K,) from its bits, or, if `text` is a shorter number, drawn from that seed."""
+    if text.isdecimal() and len(text) < min(bits, 16):
+        return random_message(bits, generator=torch.Generator().manual_seed(int(text)))
+    return message_from_string(text, bits=bits)
+
+
 def ungroup(text: str) -> str:
     """A message as text, without the spaces and underscores that may group its bits."""
     return "".join(text.replace("_", " ").split())

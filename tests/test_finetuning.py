@@ -7,12 +7,11 @@ from diffusers import AutoencoderKL
 
 from medsign_lite.checkpoints import load_checkpoint
 from medsign_lite.extractor import Extractor, ExtractorConfig, save_extractor, whiten
-from medsign_lite.finetuning import evaluate, finetune_step, fit, main, read_message
+from medsign_lite.finetuning import evaluate, finetune_step, fit, main
 from medsign_lite.finetuning_step import as_seen
 from medsign_lite.latent_cache import LatentCache, write_latent_cache
 from medsign_lite.latent_diffusion import copy_decoder, decode, load_decoder
 from medsign_lite.losses import LossWeights, chest_weights
-from medsign_lite.messages import random_message
 from medsign_lite.perceptual import perceptual_loss
 from medsign_lite.training.optimisers import OPTIMISERS
 from tests.tiny_pipeline import tiny_pipeline
@@ -308,14 +307,6 @@ def test_fit_goes_on_with_no_other_cache_extractor_or_start(tmp_path):
         **SETTINGS)  # fmt: skip
     fit(copy_decoder(vae), replace(cache, maps=1 - cache.maps), MESSAGE, extractor, unmapped,
         tmp_path / "b", steps=1, **SETTINGS)  # fmt: skip
-
-
-def test_read_message_takes_bits_or_a_seed():
-    assert read_message("1011", bits=4).tolist() == [1, 0, 1, 1]
-    drawn = random_message(48, generator=torch.Generator().manual_seed(7))
-    assert torch.equal(read_message("7", bits=48), drawn)
-    with pytest.raises(ValueError, match="48"):
-        read_message("1" * 47, bits=48)
 
 
 def test_main_fine_tunes_from_folders(tmp_path):

@@ -77,3 +77,11 @@ def test_message_to_string_refuses_a_batch():
 
 def test_ungroup_leaves_the_bits_and_whatever_else_there_is():
     assert messages.ungroup(" 0110_1 0\n1a") == "0110101a"
+
+
+def test_read_message_takes_bits_or_a_seed():
+    assert messages.read_message("1011", bits=4).tolist() == [1, 0, 1, 1]
+    drawn = messages.random_message(48, generator=generator(7))
+    assert torch.equal(messages.read_message("7", bits=48), drawn)
+    with pytest.raises(ValueError, match="48"):
+        messages.read_message("1" * 47, bits=48)

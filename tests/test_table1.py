@@ -17,7 +17,7 @@ from medsign_lite.baselines.localised_watermark import (
     LocalisedWatermark,
     save_localised_watermark,
 )
-from medsign_lite.checkpoints import digest, save_checkpoint, weights_fingerprint
+from medsign_lite.checkpoints import digest, read_config, save_checkpoint, weights_fingerprint
 from medsign_lite.data import Record, write_manifest
 from medsign_lite.decoder_recipe import recipe
 from medsign_lite.images import save_image
@@ -210,7 +210,8 @@ def test_recipes_are_commands_that_the_parsers_accept(models, capsys, monkeypatc
     decoders = [
         made[name] for name in made if name.endswith("_chest") and "--message" in made[name]
     ]
-    assert len(decoders) == 3 and all("--message 1" in command for command in decoders)
+    message = read_config(models / "decoder_chest" / "config.json")["message"]
+    assert len(decoders) == 3 and all(f"--message {message}" in command for command in decoders)
     published = "--attacks none flip crop resize jpeg crop resize jpeg"
     assert published in made["extractor_published"]
     for name in ("medsign_literal_chest", "stable_signature_chest"):

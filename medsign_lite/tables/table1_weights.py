@@ -32,9 +32,8 @@ from medsign_lite.baselines.watermark_methods import (
     ssl_watermark,
     wam_kind,
 )
-from medsign_lite.checkpoints import digest
+from medsign_lite.checkpoints import digest, read_config
 from medsign_lite.decoder_recipe import (
-    MESSAGES,
     SAMPLES,
     STABLE_SIGNATURE_RATIO,
     STABLE_SIGNATURE_STEPS,
@@ -90,10 +89,14 @@ RECIPES = {  # by the folder that each one fills
 
 
 def recipes(modality: str, *, weights: str | Path, baselines: str | Path) -> dict[str, str]:
-    """The commands that train what is not shipped, in order, by the folder each one fills."""
+    """The commands that train what is not shipped, in order, by the folder each one fills.
+
+    Decoders get the message of the shipped one.
+    """
     if modality not in PRESETS:
         raise ValueError(f"expected a modality among {', '.join(PRESETS)}, got {modality!r}")
-    names = {"m": modality, "w": weights, "b": baselines, "message": MESSAGES[modality]}
+    shipped = read_config(Path(weights) / f"decoder_{modality}" / "config.json")
+    names = {"m": modality, "w": weights, "b": baselines, "message": shipped["message"]}
     names["recipe"] = " ".join(recipe(modality))
     return {
         folder.format(**names): f"{command} --out {{b}}/{folder}".format(**names)

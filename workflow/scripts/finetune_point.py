@@ -8,10 +8,11 @@ import torch
 
 from medsign_lite.checkpoints import load_checkpoint
 from medsign_lite.extractor import load_extractor
-from medsign_lite.finetuning import PRESETS, fit, read_message
+from medsign_lite.finetuning import PRESETS, fit
 from medsign_lite.latent_cache import read_latent_cache
 from medsign_lite.latent_diffusion import copy_decoder, load_decoder, load_pipeline
 from medsign_lite.losses import LossWeights
+from medsign_lite.messages import read_message
 from medsign_lite.perceptual import perceptual_loss
 from medsign_lite.results import record_result
 from medsign_lite.training.precision import PRECISIONS
