@@ -119,13 +119,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="JSON file that gets the message")
     options = parser.parse_args(arguments)
     tune_processor()
-    extractor = load_extractor(options.extractor, device=options.device)
-    message = read_message(options.seed, bits=extractor.config.bits)
-    images = read_unmarked(options.images, options.pipeline, limit=options.limit)
-    views = unmarked_views(extractor, images)
     try:
+        extractor = load_extractor(options.extractor, device=options.device)
+        message = read_message(options.seed, bits=extractor.config.bits)
+        images = read_unmarked(options.images, options.pipeline, limit=options.limit)
+        views = unmarked_views(extractor, images)
         neutral = neutral_message(message, list(views.values()))
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"stopped: {error}") from error
     figures = {
         "message": message_to_string(neutral),
