@@ -48,7 +48,7 @@ def _table1_row(key: str, row: Mapping | None, gain: Mapping | None) -> list[str
     name = f"**{row['method']}**" if key == OWN else row["method"]
     bits = "" if row["bits"] == 48 else f", {row['bits']} bits"
     ahead = "" if gain is None else f"{'≥ ' if gain['bound'] else ''}{gain['gain']:.1f}"
-    return [name + bits, *_figures(row), f"{row['true_positive_rate']:.2f}", ahead]
+    return [name + bits, *_figures(row), f"{row['true_positive_rate']:.3f}", ahead]
 
 
 def _figures(row: Mapping) -> list[str]:
