@@ -159,6 +159,21 @@ def test_match_psnr_takes_one_for_each_image():
     assert psnr(scaled, image, data_range=1.0).tolist() == pytest.approx([34, 42], abs=0.1)
 
 
+def test_gain_over_a_curve_of_fewer_images_is_of_these_alone():
+    own = rows({36.0: 1.0, 40.0: 0.9, 44.0: 0.8})
+    for row in own:  # the last two, which the other's curve is without, are read worse
+        row["accuracy_per_image"] = [row["bit_accuracy"]] * 2 + [0.5] * 2
+    fewer = rows({33.0: 1.0, 37.0: 0.9, 41.0: 0.8}, images=2)
+    found = gain_rows(own, {"fewer": fewer, "itself": own}, generator=generator(), resamples=20)
+    of_two, of_all = (
+        {row["rung"]: row for row in found if row["against"] == name}
+        for name in ("fewer", "itself")
+    )
+    assert of_two[40.0]["images"] == 2 and of_two[40.0]["bit_accuracy"] == pytest.approx(0.9)
+    assert of_two[40.0]["gain"] == pytest.approx(3)
+    assert of_all[40.0]["images"] == 4 and of_all[40.0]["bit_accuracy"] == pytest.approx(0.7)
+
+
 def test_gain_refuses_curves_of_other_images():
     with pytest.raises(ValueError, match="the same images, got 4 and, of other, 5"):
         gain_rows(rows({36.0: 1.0, 40.0: 0.9}), {"other": rows({36.0: 1.0, 40.0: 0.9}, images=5)},

@@ -1,5 +1,7 @@
 """One watermark at a time, on a handful of images: rows, curves, conventions, the grey file."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from grid_extractor import GridExtractor
@@ -75,6 +77,18 @@ def test_curve_of_a_lattice_is_embedded_anew_for_each_rung(images):
     # A residual scaled to half of its size lies between two bits, one of twice at the wrong one.
     assert all(row["none"] > 0.9 for row in rows)
     assert [row["psnr"] for row in rows] == pytest.approx([32.0, 38.0], abs=0.3)
+
+
+def test_curve_of_a_slow_method_is_of_its_first_images(images):
+    slow = replace(dct_dwt(psnr=36.0), curve_images=2)
+    rows = curve_rows(images, slow, (32.0, 38.0), generator())
+    whole = curve_rows(images, dct_dwt(psnr=36.0), (32.0, 38.0), generator())
+    for row, other in zip(rows, whole, strict=True):
+        assert row["images"] == 2 and len(row["accuracy_per_image"]) == 2
+        assert row["accuracy_per_image"] == other["accuracy_per_image"][:2]
+    found = parts(images, [slow, dct_dwt(psnr=36.0, plane="chroma")])
+    assert found["curve-dct-dwt"].settings["images"] == 2
+    assert "images" not in found["curve-dct-dwt-chroma"].settings
 
 
 def test_convention_rows_compare_with_the_papers_reading(images, marking):

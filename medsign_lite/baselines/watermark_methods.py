@@ -25,6 +25,7 @@ from medsign_lite.latent_diffusion import LatentDecoder, decode
 from medsign_lite.messages import check_message, random_message
 
 TIMED = 10  # images marked, and timed, together
+SEARCHED = 50  # images of SSL Watermark's curve: every rung is another search, of seconds per image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +41,8 @@ class WatermarkMethod:
         read: (B, 3, h, w) in [0, 1] to logits (B, K).
         settings: what its figures depend on: parameters, digests of weights and message; no path.
         at_psnr: makes the same method at another PSNR in dB; None if its residual may be scaled.
+        curve_images: the first so many images are what its curve over PSNR is measured on, at least
+            1; None for all.
         locate: (B, 3, h, w) in [0, 1] to how likely each pixel is marked, (B, h, w) in [0, 1]; None
             if the method cannot say.
     """
@@ -51,6 +54,7 @@ class WatermarkMethod:
     read: Callable[[Tensor], Tensor]
     settings: dict
     at_psnr: Callable[[float], "WatermarkMethod"] | None = None
+    curve_images: int | None = None
     locate: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -136,6 +140,7 @@ def ssl_watermark(method: SSLWatermark) -> WatermarkMethod:
         },
         # Its PSNR is a bound of the search, which finds another residual under another one.
         at_psnr=lambda decibels: ssl_watermark(replace(method, psnr=decibels)),
+        curve_images=SEARCHED,
     )  # fmt: skip
 
 

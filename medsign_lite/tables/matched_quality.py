@@ -174,31 +174,35 @@ def gain_rows(
 
     Args:
         own: its curve, rows of `curve_row`.
-        others: theirs by name, on the same images: the bootstrap draws images once for both.
+        others: theirs by name, on the same images or the first of them, which both are compared on
+            then: the bootstrap draws images once for both.
 
     Returns:
-        For each other method and each rung of its own: rung, against, bit_accuracy (its own there),
-        compared ("bit_accuracy" or "log10_p", whose mean at the rung is the level), psnr_against
-        (None where the other curve does not reach the level), gain with its interval, and bound:
-        "at least" if the other is worse than the level at every rung, and the gain is counted from
-        the lowest; "at most" if it is better at every rung; else "".
+        For each other method and each rung of its own: rung, against, images (that both are
+        compared on), bit_accuracy (its own there, of these), compared ("bit_accuracy" or "log10_p",
+        whose mean at the rung is the level), psnr_against (None where the other curve does not
+        reach the level), gain with its interval, and bound: "at least" if the other is worse than
+        the level at every rung, and the gain is counted from the lowest; "at most" if it is better
+        at every rung; else "".
 
     Raises:
-        ValueError: if the curves are not of as many images.
+        ValueError: if a curve is of more images than its own.
     """
     own = sorted(own, key=lambda row: row["rung"])
-    images = own[0]["images"]
-    drawn = torch.randint(images, (resamples, images), generator=generator)
+    every = own[0]["images"]
+    drawn_of_all = torch.randint(every, (resamples, every), generator=generator)
     rows = []
     for name, curve in others.items():
         score = "bit_accuracy" if curve[0]["bits"] == own[0]["bits"] else "log10_p"
         key = "accuracy" if score == "bit_accuracy" else score
         (decibels, scores), (theirs, scores_there) = _curve(own, key), _curve(curve, key)
-        if len(scores_there) != images:
+        if (images := len(scores_there)) > every:
             raise ValueError(
-                f"expected curves of the same images, got {images} and, of {name}, "
-                f"{len(scores_there)}"
+                f"expected curves of the same images, got {every} and, of {name}, {images}"
             )
+        scores, drawn = scores[:images], drawn_of_all
+        if images < every:
+            drawn = torch.randint(images, (resamples, images), generator=generator)
         means, means_there = (
             torch.stack([column[drawn].mean(dim=1) for column in some.T], dim=1)  # (B, R)
             for some in (scores, scores_there)
@@ -213,8 +217,9 @@ def gain_rows(
             gains = gains - _crossing(theirs, means_there, means[:, index])
             low, high = interval_of(gains)
             bound = "" if at is not None else "at most" if mean_there[-1] > level else "at least"
-            rows.append({"rung": row["rung"], "against": name, "compared": score,
-                         "bit_accuracy": row["bit_accuracy"], "psnr_against": at,
+            read = sum(row["accuracy_per_image"][:images]) / images
+            rows.append({"rung": row["rung"], "against": name, "images": images,
+                         "compared": score, "bit_accuracy": read, "psnr_against": at,
                          "gain": float(gain), "gain_low": low, "gain_high": high, "bound": bound}
                         )  # fmt: skip
     return rows

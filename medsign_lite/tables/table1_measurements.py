@@ -176,12 +176,15 @@ def curve_rows(
 ) -> list[dict]:  # fmt: skip
     """Rows of `curve_row`, one per rung, with the method's key."""
     check_readable(method, images.originals[:1])
-    rows = []
+    rows, originals = [], images.originals[: method.curve_images]
     for rung in ladder:
-        current = method if method.at_psnr is None else method.at_psnr(rung)
-        drawn, _ = images.drawn(current)
+        if method.at_psnr is None:
+            current, drawn = method, images.drawn(method)[0][: method.curve_images]
+        else:
+            current = method.at_psnr(rung)
+            drawn, _ = current.draw(originals, images.latents[: method.curve_images])
         row = curve_row(
-            match_psnr(drawn, images.originals, rung), images.originals, current.read,
+            match_psnr(drawn, originals, rung), originals, current.read,
             current.message, rung=rung, generator=generator, resamples=images.resamples,
         )  # fmt: skip
         rows.append({"row": method.key, "method": method.title} | row)
@@ -327,8 +330,9 @@ def parts(
     for method in methods:
         own = {"method": method.settings}
         add(method.key, "rows", partial(method_row, images, method), **own)
+        fewer = {} if method.curve_images is None else {"images": method.curve_images}
         add(f"curve-{method.key}", "curves", partial(curve_rows, images, method, ladder),
-            ladder=ladder, **own)  # fmt: skip
+            ladder=ladder, **fewer, **own)  # fmt: skip
         if method.key in conventions:
             add(f"conventions-{method.key}", "conventions",
                 partial(convention_rows, images, method), **own)  # fmt: skip
