@@ -3,13 +3,14 @@ import pytest
 from medsign_lite.records.gate_tables import (
     BEGIN,
     END,
+    MORE,
     main,
     recorded,
     tables,
     with_tables,
 )
 from medsign_lite.records.gates import GATES, RECORDED_GATES, RESULTS
-from medsign_lite.records.result_tables import attacker_table, table1_tables
+from medsign_lite.records.result_tables import table1_tables
 from medsign_lite.results import ROOT, record_result
 
 
@@ -95,7 +96,7 @@ def test_main_prints_and_writes(tmp_path, capsys):
     assert tables(tmp_path) in page.read_text()
     main(["--results", str(tmp_path)])
     printed = capsys.readouterr().out.strip()
-    every = (tables, table1_tables, attacker_table)
+    every = (tables, *MORE.values())
     assert printed == "\n\n".join(make(tmp_path) for make in every)
 
 

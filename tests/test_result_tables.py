@@ -1,11 +1,19 @@
-"""Table 1 and an attacker's table as Markdown."""
+"""Tables 1 and 2, the paper's claims and an attacker's table as Markdown."""
 
 from test_gate_tables import row_of
 from test_table1_record import CONFIG, made_up_table
 
-from medsign_lite.records.result_tables import attacker_table, table1_tables
+from medsign_lite.data import FINDINGS
+from medsign_lite.records.result_tables import (
+    attacker_table,
+    claims_table,
+    table1_tables,
+    table2_tables,
+)
 from medsign_lite.results import record_result
+from medsign_lite.tables.claims import CLAIMS
 from medsign_lite.tables.table1_weights import ROWS
+from medsign_lite.tables.table2_measurements import TITLES
 
 
 def test_table1_has_every_row_and_the_papers_measured_or_not(tmp_path):
@@ -18,6 +26,34 @@ def test_table1_has_every_row_and_the_papers_measured_or_not(tmp_path):
     ours, rival = row_of(chest, "**Medsign-Sharp**"), row_of(chest, "Dct-Dwt")
     assert ours[1:4] == ["41.4", "0.985", "0.990"] and ours[-2:] == ["0.995", ""]
     assert rival[-1] == "9.0" and row_of(chest, "Stable-Signature")[-1] == "3.5"
+
+
+def test_table2_has_every_row_the_papers_and_what_is_missing(tmp_path):
+    def row(name, psnr, change):
+        of_judge = {
+            judge: {finding: {"change": {"value": change + number}} for number, finding in
+                    enumerate((*FINDINGS["chest"], "mean"))}
+            for judge, change in (("classifier", change), ("mixer", 10 * change))
+        }  # fmt: skip
+        return {"row": name, "psnr": {"value": psnr}, "bit_accuracy": {"value": 0.93},
+                "psnr_gap": {"value": None}, "classifiers": of_judge}  # fmt: skip
+
+    values = {"rows": [row("medsign", 41.26, 0.5), row("without_tv", 40, 0.25)], "claims": [
+        {"key": claim.key, "verdict": "holds"} for claim in CLAIMS[:1]]}  # fmt: skip
+    record_result(tmp_path / "table2_chest.json", values, {})
+    text = table2_tables(tmp_path)
+    assert text.endswith("\n\nTable 2 of fundus is not recorded yet.")
+    assert row_of(text, "chest")[-3:] == ["effusion", "mean, classifier", "mean, mixer"]
+    numbers = [f"{n + 0.5:.3f}" for n in range(7)]
+    assert row_of(text, "**MedSign**")[1:] == ["41.3", "0.930", "-", *numbers, "11.000"]
+    assert row_of(text, "without AAS")[1:] == ["-"] * 11
+    assert row_of(text, "MedSign, the paper's")[1:5] == ["39.71", "0.95", "", "1.83"]
+    assert row_of(text, "without preservation, the paper's")[-2:] == ["2.30", ""]
+    assert len(text.splitlines()) == 2 + len(TITLES) + 6 + 2
+    claims = claims_table(tmp_path)
+    assert row_of(claims, CLAIMS[0].text)[1:] == ["5.08 against .59", "holds", "-"]
+    assert row_of(claims, CLAIMS[1].text)[2:] == ["-", "-"]
+    assert len(claims.splitlines()) == 2 + len(CLAIMS)
 
 
 def test_attacker_table_names_the_best_quality_at_which_the_mark_is_gone(tmp_path):

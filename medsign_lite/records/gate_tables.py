@@ -14,13 +14,24 @@ from pathlib import Path
 from medsign_lite.data import MODALITIES
 from medsign_lite.files import whole_file
 from medsign_lite.records.gates import GATES, RECORDED_GATES, RESULTS, Gate
-from medsign_lite.records.result_tables import attacker_table, markdown, table1_tables
+from medsign_lite.records.result_tables import (
+    attacker_table,
+    claims_table,
+    markdown,
+    table1_tables,
+    table2_tables,
+)
 from medsign_lite.results import read_result
 from medsign_lite.rows import with_interval
 
 BEGIN, END = "<!-- recorded figures: begin -->", "<!-- recorded figures: end -->"
 # Further tables, which a page may have or not.
-MORE = {"Table 1": table1_tables, "an attacker": attacker_table}
+MORE = {
+    "Table 1": table1_tables,
+    "Table 2": table2_tables,
+    "claims": claims_table,
+    "an attacker": attacker_table,
+}
 
 
 def recorded(gate: Gate, folder: Path) -> Mapping | None:

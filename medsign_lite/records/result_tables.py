@@ -1,15 +1,19 @@
-"""Recorded tables as Markdown: Table 1, and what it takes an attacker to be rid of the mark."""
+"""Recorded tables as Markdown: Tables 1 and 2, the paper's claims, and what an attacker pays."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medsign_lite.adversary.attack_curves import UNITS
-from medsign_lite.data import MODALITIES
+from medsign_lite.data import FINDINGS, MODALITIES
 from medsign_lite.published import TABLE1_COLUMNS
 from medsign_lite.published import table1 as published_rows
+from medsign_lite.published import table2 as published_table2
 from medsign_lite.results import read_result
+from medsign_lite.tables.claims import CLAIMS
 from medsign_lite.tables.table1_record import flat_row, nearest_rung, read_table1
 from medsign_lite.tables.table1_weights import OWN, ROWS, TITLES
+from medsign_lite.tables.table2 import recorded_table
+from medsign_lite.tables.table2_measurements import TITLES as VARIANT_TITLES
 
 _TABLE1_HEADER = ("dB", "SSIM", "none", "brightness", "crop", "JPEG", "rotation", "resize", "mean")
 GONE = 0.1  # share of the images still detected, at most
@@ -53,6 +57,63 @@ def _table1_row(key: str, row: Mapping | None, gain: Mapping | None) -> list[str
 
 def _figures(row: Mapping) -> list[str]:
     return [f"{row[name]:.{1 if name == 'psnr' else 3}f}" for name in TABLE1_COLUMNS]
+
+
+def table2_tables(folder: Path) -> str:
+    """Table 2 of both modalities: every row, measured or dashes, and the paper's; of a modality
+    that nothing is recorded of, a sentence.
+
+    "spared" is PSNR inside the finding minus outside; what follows |change of probability| x 100,
+    of the first classifier by finding, then the means of all of them.
+    """
+    shown: list[str] = []
+    for modality in MODALITIES:
+        values = recorded_table(modality, folder)
+        if values is None:
+            shown += [f"Table 2 of {modality} is not recorded yet.", ""]
+            continue
+        found = {row["row"]: row for row in values["rows"]}
+        judges = sorted(next(iter(found.values()))["classifiers"])
+        findings = FINDINGS[modality]
+        header = [modality, "dB", "bits", "spared, dB", *findings, *(f"mean, {j}" for j in judges)]
+        rows = [_table2_row(key, found.get(key), findings, judges) for key in VARIANT_TITLES]
+        if modality == "chest":
+            rows += [
+                [f"{VARIANT_TITLES[key]}, the paper's", f"{row['psnr']:.2f}",
+                 f"{row['bit_accuracy']:.2f}", "", *(f"{row[name]:.2f}" for name in findings),
+                 f"{row['mean']:.2f}", *[""] * (len(judges) - 1)]
+                for key, row in published_table2().items()
+            ]  # fmt: skip
+        shown += [*markdown(header, rows), ""]
+    return "\n".join(shown[:-1])
+
+
+def _table2_row(
+    key: str, row: Mapping | None, findings: Sequence[str], judges: Sequence[str]
+) -> list[str]:
+    title = f"**{VARIANT_TITLES[key]}**" if key == "medsign" else VARIANT_TITLES[key]
+    if row is None:
+        return [title, *["-"] * (3 + len(findings) + len(judges))]
+    of_judge = row["classifiers"]
+    changes = [*(of_judge[judges[0]][finding]["change"] for finding in findings),
+               *(of_judge[judge]["mean"]["change"] for judge in judges)]  # fmt: skip
+    figures = ((row["psnr"], 1), (row["bit_accuracy"], 3), (row["psnr_gap"], 1),
+               *((change, 3) for change in changes))  # fmt: skip
+    return [title, *("-" if figure["value"] is None else f"{figure['value']:.{digits}f}"
+                     for figure, digits in figures)]  # fmt: skip
+
+
+def claims_table(folder: Path) -> str:
+    """The paper's claims about Table 2, and those that they rest on: what holds here, and where."""
+    judged = {}
+    for modality in MODALITIES:
+        values = recorded_table(modality, folder) or {"claims": []}
+        judged[modality] = {row["key"]: row["verdict"] for row in values["claims"]}
+    rows = [
+        [claim.text, claim.paper, *(verdicts.get(claim.key, "-") for verdicts in judged.values())]
+        for claim in CLAIMS
+    ]
+    return "\n".join(markdown(["", "the paper", *MODALITIES], rows))
 
 
 def attacker_table(folder: Path) -> str:
