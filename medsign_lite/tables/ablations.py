@@ -3,7 +3,8 @@
     python -m medsign_lite.sample_cache --data MANIFEST --modality chest --count 1504 \\
         --scale sharp --kinds sharp literal sharp_without_cas without_aas --out CACHE
     python -m medsign_lite.tables.ablations --modality chest --cache CACHE --data MANIFEST \\
-        --out FOLDER --seeds 0 1 2 --steps 400 --read-well 0.93
+        --out FOLDER --seeds 0 1 2 --steps 240 --start-share 0.5 \\
+        --read-well 0.93 --first-quality 0.03
 
 For every seed one short run with the message and the image loss alone gives the start that its
 variants go on from, so that they differ in nothing but what their name says. A seed is another
@@ -14,8 +15,10 @@ decoder is not trained again, and a killed run goes on when the same command is 
 Give --steps where runs are to be compared: in the same minutes a busy processor does fewer. Short
 runs do not get to read as well as the shipped decoder, and as long as they do not, the factor of
 the image losses stays where it began, and decoders are compared at whatever bit accuracy each has
-reached. A lower --read-well holds all of them at that one. With a few hundred samples a decoder
-learns by heart which places to spare, and ablations about places say nothing.
+reached. A lower --read-well and --first-quality let all of them reach that one, and hold them
+there. With a few hundred samples a decoder learns by heart which places to spare, and ablations
+about places say nothing. Several processes may train seeds or variants into one --out, once the
+first of them has encoded the masks.
 """
 
 import argparse
@@ -281,6 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, help="another than the recipe's")
     parser.add_argument("--batch-size", type=int, help="another than the recipe's")
     parser.add_argument("--read-well", type=float, help="another than the recipe's")
+    parser.add_argument("--first-quality", type=float, help="another than the recipe's")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="entries never trained on")
     parser.add_argument("--perceptual-weights", type=Path, help=(
         "published Watson-VGG .pth, if --like was trained with it"))  # fmt: skip
@@ -293,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     like = options.like or weights / f"decoder_{options.modality}"
     made = load_checkpoint(like, kind="decoder")[1]
     recipe = recipe_of(made, options.perceptual_weights)
-    for name in ("learning_rate", "batch_size", "read_well"):
+    for name in ("learning_rate", "batch_size", "read_well", "first_quality"):
         if (given := getattr(options, name)) is not None:
             recipe[name] = given
     caches = _caches(options, mirrored=made.get("mirrored", False))
