@@ -4,7 +4,7 @@
         --scale sharp --kinds sharp literal sharp_without_cas without_aas --out CACHE
     python -m medsign_lite.tables.ablations --modality chest --cache CACHE --data MANIFEST \\
         --out FOLDER --seeds 0 1 2 --steps 240 --start-share 0.5 \\
-        --read-well 0.93 --first-quality 0.03
+        --read-well 0.9 --first-quality 0.05
 
 For every seed one short run with the message and the image loss alone gives the start that its
 variants go on from, so that they differ in nothing but what their name says. A seed is another
