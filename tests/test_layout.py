@@ -62,7 +62,7 @@ LAYERS = {
             ablations table2 table2_measurements""",
         "medsign_lite.records": """
             gates gate_measurements scale_measurements gate_tables result_tables gate_verdicts
-            table1_gates""",
+            table1_gates table2_gates""",
         "medsign_lite.deployment": "command_line detect_command generate_command keys_command",
     },
 }

@@ -1,9 +1,11 @@
 """Tables 1 and 2, the paper's claims and an attacker's table as Markdown."""
 
+import pytest
 from test_gate_tables import row_of
 from test_table1_record import CONFIG, made_up_table
 
 from medsign_lite.data import FINDINGS
+from medsign_lite.published import table2
 from medsign_lite.records.result_tables import (
     attacker_table,
     claims_table,
@@ -54,6 +56,14 @@ def test_table2_has_every_row_the_papers_and_what_is_missing(tmp_path):
     assert row_of(claims, CLAIMS[0].text)[1:] == ["5.08 against .59", "holds", "-"]
     assert row_of(claims, CLAIMS[1].text)[2:] == ["-", "-"]
     assert len(claims.splitlines()) == 2 + len(CLAIMS)
+
+
+def test_the_papers_table2_has_the_findings_and_the_rows_of_ours():
+    for name, row in table2().items():
+        assert name in TITLES
+        assert [*row] == [*FINDINGS["chest"], "mean", "bit_accuracy", "psnr"]
+        of_findings = [row[finding] for finding in FINDINGS["chest"]]
+        assert row["mean"] == pytest.approx(sum(of_findings) / 6, abs=0.01)
 
 
 def test_attacker_table_names_the_best_quality_at_which_the_mark_is_gone(tmp_path):

@@ -23,6 +23,7 @@ from medsign_lite.records.gate_verdicts import Gate, judge, shown
 from medsign_lite.records.kept_parts import kept, kept_path
 from medsign_lite.records.scale_measurements import manifest, processes
 from medsign_lite.records.table1_gates import TABLE1_GATES, judge_table1
+from medsign_lite.records.table2_gates import TABLE2_GATES, judge_table2
 from medsign_lite.results import ROOT, read_result, write_json
 from medsign_lite.rows import with_interval
 from medsign_lite.training.processor import tune_processor
@@ -187,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.only == list(MEASUREMENTS):
         passed &= judge_recorded(RECORDED_GATES, options.results)
         passed &= judge_table1(TABLE1_GATES, options.results)
+        passed &= judge_table2(TABLE2_GATES, options.results)
     if options.record:
         for name in figures:  # with the commit and the time at which it was measured
             document = read_result(kept_path(keep, name, sample.config(name)))
