@@ -341,6 +341,7 @@ def plot_intervals(
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlabel(label)
-    if len(series) > 1:
-        ax.legend(fontsize=8)
+    ax.locator_params(axis="x", nbins=5)  # narrow panels, whose numbers would touch
+    if len(series) > 1:  # above, where no row is
+        ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series))
     return ax
