@@ -139,11 +139,16 @@ def test_gates_ask_for_the_figures_that_were_promised():
     assert all(isinstance(gate, Gate) for gate in TABLE1_GATES)
 
 
-def test_judge_table1_passes_falls_short_or_skips(tmp_path, capsys):
-    assert judge_table1(TABLE1_GATES, tmp_path)
-    assert capsys.readouterr().out.count("skipped, not recorded yet") == 2
+def test_judge_table1_passes_or_falls_short(tmp_path, capsys):
+    chest = [gate for gate in TABLE1_GATES if gate.measurement == "table1_chest"]
+    assert not judge_table1(chest, tmp_path)  # not recorded: no figure passes
+    text = capsys.readouterr().out
+    assert text.count("short") == len(chest) and "table1_chest: without dct-dwt" in text
     record_result(tmp_path / "table1_chest.json", made_up_table(), CONFIG)
-    assert judge_table1(TABLE1_GATES, tmp_path)
+    assert judge_table1(chest, tmp_path)
+    assert not judge_table1(TABLE1_GATES, tmp_path)  # fundus is not
+    capsys.readouterr()
+    assert judge_table1(chest, tmp_path)
     text = capsys.readouterr().out
     assert "41.400 [41.300, 41.500]" in text and "short" not in text
     worse = copy.deepcopy(made_up_table())
@@ -151,7 +156,7 @@ def test_judge_table1_passes_falls_short_or_skips(tmp_path, capsys):
     own["attacks"][4] |= around("bit_accuracy", 0.97)
     worse["rows"] = [row for row in worse["rows"] if row["row"] != "wam-kind"]
     record_result(tmp_path / "table1_chest.json", worse, CONFIG)
-    assert not judge_table1(TABLE1_GATES, tmp_path)
+    assert not judge_table1(chest, tmp_path)
     lines = capsys.readouterr().out.splitlines()
     short = [line.split(" >=")[0].split(" <=")[0].strip() for line in lines if "short" in line]
     assert short == ["Table 1, chest: bits, rotation", "Table 1, chest: rows missing"]

@@ -29,15 +29,11 @@ TABLE1_GATES = [*_of_modality("chest"), *_of_modality("fundus")]
 
 
 def judge_table1(gates: Sequence[Gate], folder: Path) -> bool:
-    """Print one line per gate whose table is recorded in a folder; True if none falls short."""
+    """Print one line per gate; True if all pass. A table that is not recorded falls short."""
     passed = True
     for name in dict.fromkeys(gate.measurement for gate in gates):
         path = folder / f"{name}.json"
-        if not path.is_file():
-            command = "python -m medsign_lite.tables.table1"
-            print(f"{name}: skipped, not recorded yet; {command} records it")
-            continue
-        values = read_table1(path)["values"]
+        values = read_table1(path)["values"] if path.is_file() else {}
         own = [gate for gate in gates if gate.measurement == name]
         passed &= judge(own, {name: gate_figures(values)})
         if missing := missing_rows(values):
