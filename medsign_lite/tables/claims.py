@@ -36,7 +36,8 @@ class Claim:
         figure: "change" (of every classifier), "psnr", "psnr_gap" or "bit_accuracy".
         says: "more", "less" or "unchanged", of the row.
         paper: what the paper states, for the table.
-        because: why we think it came out so, by verdict.
+        because: why we think it came out so, by verdict; of an open one what is to be added to
+            the sentence of `undecided`, if anything.
     """
 
     key: str
@@ -85,7 +86,22 @@ def together(verdicts: Sequence[str]) -> str:
     return verdicts[0] if len(set(verdicts)) == 1 else OPEN
 
 
-_NOTHING = "The difference is smaller than what these images and seeds can tell apart."
+def undecided(figures: Mapping[str, Mapping], verdicts: Mapping[str, str], says: str) -> str:
+    """Why differences, by classifier, are not decidable: one sentence."""
+    if any(value is None for figure in figures.values() for value in figure.values()):
+        return "Not everything that it rests on was measured."
+    if len(set(verdicts.values())) > 1:
+        each = ", ".join(
+            f"by {name} it {'is ' if said == OPEN else ''}{said}" for name, said in verdicts.items()
+        )
+        return f"The classifiers do not agree: {each}."
+    if says == "unchanged":
+        return "The margin lies within what the images or the seeds leave possible."
+    if all(figure["low"] * figure["high"] > 0 for figure in figures.values()):
+        return "The images tell the two apart, but not every seed does."
+    return "The difference is smaller than what these images and seeds can tell apart."
+
+
 _SAME_MAP = (
     "The tokens of a word look at much the same place here: the words of the findings are few "
     "tokens for the bundled tokenizer, and its attention was grounded in the findings' masks."
@@ -102,7 +118,7 @@ _ENCODED = (
 )
 
 
-def _claim(key, text, place, row, figure, says, paper, holds, fails, undecided=_NOTHING) -> Claim:
+def _claim(key, text, place, row, figure, says, paper, holds, fails, undecided="") -> Claim:
     because = {HOLDS: holds, FAILS: fails, OPEN: undecided}
     return Claim(key=key, text=text, place=place, row=row, figure=figure, says=says, paper=paper,
                  because=because)  # fmt: skip
@@ -172,7 +188,7 @@ CLAIMS = (
     _claim(
         "preservation_change", "Without the preservation loss the diagnosis changes more.",
         "Sec. 3, ablation (4)", "without_preservation", "change", "more", "2.30 against .59",
-        "The residual then lies on the finding as anywhere else.",
+        "The residual then lies on the finding as well, where the classifiers look.",
         "What a classifier reads is not only in the finding: a mark that is kept off it is the "
         "stronger around it.",
     ),
@@ -190,7 +206,7 @@ CLAIMS = (
         "The freedom to mark the finding is used for the message.",
     ),
     _claim(
-        "preservation_place", "The preservation loss keeps the mark off the finding.",
+        "preservation_place", "The preservation loss moves the mark away from the finding.",
         "Sec. 3, Fig. 3", "without_preservation", "psnr_gap", "less", "shown, not measured",
         "PSNR inside the finding, against outside, is what the loss is made to raise.",
         "The map does not lie where an independent segmenter sees the finding.",
@@ -213,7 +229,7 @@ CLAIMS = (
         f"There is something left to gain by better localisation. {_ENCODED}",
         "The attention map is as good as an exact one for this purpose, or protecting what "
         f"surrounds the finding is worth more. {_ENCODED}",
-        f"{_NOTHING} {_ENCODED}",
+        _ENCODED,
     ),
     _claim(
         "random_change", "The same residual at a random place changes the diagnosis more.",
@@ -248,10 +264,14 @@ def _judged(claim: Claim, rows: Mapping[str, Mapping]) -> dict:
     apart = rows[claim.row]["against_medsign"][claim.figure]
     differences = apart if claim.figure == "change" else {"": apart}
     margins = {name: _margin(claim, rows[REFERENCE], name) for name in differences}
-    said = together([
-        verdict(figure, claim.says, margin=margins[name]) for name, figure in differences.items()
-    ])  # fmt: skip
+    verdicts = {
+        name: verdict(figure, claim.says, margin=margins[name])
+        for name, figure in differences.items()
+    }
+    said = together(list(verdicts.values()))
     why = claim.because[said]
+    if said == OPEN:
+        why = f"{undecided(differences, verdicts, claim.says)} {why}".rstrip()
     like = (rows[claim.row].get("map") or {}).get("agreement")
     if like is not None and rows[claim.row]["map"]["kind"] != "sharp":
         why += f" (The two maps correlate to {like:.2f}.)"
@@ -261,10 +281,10 @@ def _judged(claim: Claim, rows: Mapping[str, Mapping]) -> dict:
     elif floored := [name for name in (claim.row, REFERENCE) if rows[name].get("at_floor")]:
         said = OPEN
         why = (
-            f"The decoders of {floored[0]} never read well enough for their image losses to grow: "
-            "the two rows were not trained to the same bit accuracy."
+            f"A decoder of the row {floored[0]} never read well enough for its image losses "
+            "to grow: no quality was bought back there, as it was in the other row."
         )
-    texts = [f"{name}: {_shown(f, claim.figure)}" if name else _shown(f, claim.figure)
+    texts = [f"{name}: {_shown(f, claim.figure, margins[name])}".removeprefix(": ")
              for name, f in differences.items()]  # fmt: skip
     return told | {"measured": "; ".join(texts), "verdict": said, "why": why,
                    "differences": differences}  # fmt: skip
@@ -278,11 +298,12 @@ def _margin(claim: Claim, reference: Mapping, classifier: str) -> float | None:
     return max(SHARE * reference["classifiers"][classifier]["mean"]["change"]["value"], LEAST)
 
 
-def _shown(figure: Mapping, name: str) -> str:
+def _shown(figure: Mapping, name: str, margin: float | None) -> str:
     if figure["value"] is None:
         return "not measured"
     decimals = {"psnr": 2, "psnr_gap": 2, "bit_accuracy": 3, "change": 3}[name]
     value, low, high, least, most = (
         f"{figure[part]:+.{decimals}f}" for part in ("value", "low", "high", "least", "most")
     )
-    return f"{value} [{low}, {high}], seeds {least} to {most}"
+    within = "" if margin is None else f", margin {margin:.{decimals + 1}f}"
+    return f"{value} [{low}, {high}], seeds {least} to {most}{within}"
