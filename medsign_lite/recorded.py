@@ -26,6 +26,8 @@ from medsign_lite.data import MODALITIES
 from medsign_lite.records.gate_measurements import settings_of, weights_of
 from medsign_lite.results import ROOT, read_result
 from medsign_lite.tables import table1_weights, table2
+from medsign_lite.tables.ablations import VARIANTS
+from medsign_lite.tables.claims import SEEDS
 
 WEIGHTS = ROOT / "medsign_lite" / "weights"
 RESULTS = ROOT / "results"
@@ -98,7 +100,8 @@ STEPS = {step.name: step for step in (
         f"build/baselines/{folder}" for folder in table1_weights.made(m)
     )) for m in MODALITIES),
     *(_of_modality("tables.table2", m, parts=table2.weights_of(m), needs=(
-        f"build/variants_{m}/medsign/seed-0/decoder", "medsign_lite/weights/classifier_mixer",
+        *(f"build/variants_{m}/{name}/seed-{s}/decoder" for name in VARIANTS for s in range(SEEDS)),
+        "medsign_lite/weights/classifier_mixer",
     ), more=f" --variants build/variants_{m}") for m in MODALITIES),
     Step(command="medsign_lite.tables.paper_drawings --data MANIFEST --out RESULTS --images "
          f"{IMAGES} --decoder 'Stable Signature={SIGNATURE}'", output="paper_figures.json",

@@ -139,6 +139,13 @@ def test_variants_go_on_from_one_start_and_are_not_trained_again(run, monkeypatc
     run("medsign", "without_tv", "stable_signature")
     with pytest.raises(ValueError, match="decoder was trained otherwise: .*'steps': 1"):
         run("medsign", **{"learning-rate": 1e-3})
+    with pytest.raises(ValueError, match="trained otherwise: .*'held_out': 1.*'held_out': 2"):
+        run("medsign", **{"held-out": 2})
+    other = GridExtractor()
+    other.register_buffer("another", torch.ones(1))
+    monkeypatch.setattr(ablations, "load_extractor", lambda folder: other)
+    with pytest.raises(ValueError, match="decoder was trained otherwise: .*'extractor'"):
+        run("medsign")
 
 
 def test_options_take_the_place_of_the_recipes(run):

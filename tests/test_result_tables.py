@@ -28,6 +28,13 @@ def test_table1_has_every_row_and_the_papers_measured_or_not(tmp_path):
     ours, rival = row_of(chest, "**Medsign-Sharp**"), row_of(chest, "Dct-Dwt")
     assert ours[1:4] == ["41.4", "0.985", "0.990"] and ours[-2:] == ["0.995", ""]
     assert rival[-1] == "9.0" and row_of(chest, "Stable-Signature")[-1] == "3.5"
+    bounded = made_up_table()
+    for gain in bounded["gains"]:
+        gain["bound"] = "at least" if gain["against"] == "dct-dwt" else "at most"
+    record_result(tmp_path / "table1_chest.json", bounded, CONFIG)
+    chest = "\n".join(table1_tables(tmp_path).splitlines()[: len(ROWS) + 3])
+    assert row_of(chest, "Dct-Dwt")[-1] == "≥ 9.0"
+    assert row_of(chest, "Stable-Signature")[-1] == "≤ 3.5"
 
 
 def test_table2_has_every_row_the_papers_and_what_is_missing(tmp_path):

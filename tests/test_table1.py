@@ -144,8 +144,7 @@ def test_main_measures_under_another_configuration_anew(run, tmp_path):
 def test_main_adds_to_the_rows_that_are_recorded_already(run, tmp_path):
     ours = run("--only", "medsign-sharp", "curve-medsign-sharp", *SHORT)["values"]
     # On another machine, with the record alone: the gains take our own curve again.
-    both = run("--only", "dct-dwt", "curve-dct-dwt", "curve-medsign-sharp", *SHORT,
-               work=tmp_path / "elsewhere")  # fmt: skip
+    both = run("--only", "dct-dwt", "curve-dct-dwt", *SHORT, work=tmp_path / "elsewhere")
     rows = both["values"]["rows"]
     assert [row["row"] for row in rows] == ["dct-dwt", "medsign-sharp"]
     assert rows[1] == ours["rows"][0]
@@ -164,7 +163,7 @@ def test_decoders_of_another_extractor_are_refused(models, tmp_path, monkeypatch
     assert load_method("stable-signature", **folders).bits == 48
     about = {"message": MESSAGE, "extractor": "0123456789ab"}
     save_decoder(tmp_path / "medsign_literal_chest/decoder", copy_decoder(vae), about)
-    with pytest.raises(ValueError, match="was trained with the extractor 0123456789ab, and .* is"):
+    with pytest.raises(ValueError, match="trained with the extractor 0123456789ab, and is to be"):
         load_method("medsign-literal", **folders)
 
 

@@ -128,6 +128,15 @@ def test_missing_rows_are_named_also_those_without_an_interval():
     assert gate_figures(values)["missing"]["value"] == 3
 
 
+def test_a_record_without_our_own_row_or_without_gains_at_its_rung_has_no_smallest_gain():
+    values = made_up_table()
+    others = [row for row in values["rows"] if row["row"] != "medsign-sharp"]
+    assert smallest_gain(values | {"rows": others}) is None
+    assert "gain" not in gate_figures(values | {"rows": others})
+    far = [row | {"rung": 99} for row in values["gains"]]
+    assert smallest_gain(values | {"gains": far}) is None
+
+
 def test_gates_ask_for_the_figures_that_were_promised():
     chest = {g.figure: g.required for g in TABLE1_GATES if g.measurement == "table1_chest"}
     assert chest["psnr"] == 41 and chest["ssim"] == 0.98 and chest["gain"] == 3

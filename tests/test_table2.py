@@ -1,6 +1,7 @@
 """The table's runner: kept parts, one row alone, and what is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from grid_extractor import GridExtractor
 from PIL import Image
 from tiny_pipeline import tiny_pipeline
 
-from medsign_lite.checkpoints import weights_fingerprint
+from medsign_lite.checkpoints import load_checkpoint, weights_fingerprint
 from medsign_lite.data import CHEST_FINDINGS, Record, write_manifest
 from medsign_lite.judges.judge_networks import (
     FindingClassifier,
@@ -70,8 +71,8 @@ def run(models, tmp_path, monkeypatch):
             "work": tmp_path / "work",
             "resamples": 20,
         }
-        pairs = [(f"--{name}", str(value)) for name, value in (options | changes).items()
-                 if value is not None]  # fmt: skip
+        pairs = [(f"--{name}", *map(str, value if isinstance(value, tuple) else (value,)))
+                 for name, value in (options | changes).items() if value is not None]  # fmt: skip
         table2.main([*sum(pairs, ()), *(("--only", *only) if only else ())])
         return read_result((options | changes)["out"])
 
@@ -89,6 +90,12 @@ def test_a_decoder_that_was_never_free_is_at_its_floor_and_one_of_a_fixed_factor
     assert not at_floor(folders(first_quality=0.3, last_quality=8.0, quality=0.4))
     assert not at_floor(folders(first_quality=0.3, last_quality=0.3, quality=0.3))
     assert not at_floor(folders())
+    # It rose, and had fallen again when the training ended: the log knows.
+    rows = [{"step": 1, "quality": 0.3}, {"step": 2, "quality": 0.5}, {"step": 3, "evaluation": {}}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert not at_floor(folders(first_quality=0.3, last_quality=8.0, quality=0.3))
+    (tmp_path / "log.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert at_floor(folders(first_quality=0.3, last_quality=8.0, quality=0.3))
 
 
 def test_table_holds_every_row_there_is_and_is_not_measured_twice(run, models, tmp_path, capsys):
@@ -142,15 +149,30 @@ def test_one_row_alone_is_the_row_of_the_whole_table(run, tmp_path):
 
 def test_rows_of_other_configurations_are_refused(run, models, tmp_path):
     run("without_tv", "shipped")
-    with pytest.raises(ValueError, match=r"another configuration \(seed\): rows of both"):
+    with pytest.raises(ValueError, match=r"configuration \(seed was 0 and is 1\): rows of both"):
         run("without_tv", seed=1, work=tmp_path / "other")
-    with pytest.raises(ValueError, match=r"another configuration \(resamples\): rows of both"):
+    with pytest.raises(ValueError, match=r"\(resamples was 20 and is 21\): rows of both"):
         run("without_tv", resamples=21)
     config = {**read_result(tmp_path / "out.json")["config"]}
     made = {"without_tv": config["decoders"]["without_tv"], "medsign": {"0": "another"}}
     del config["decoders"], config["weights"]
-    with pytest.raises(ValueError, match="with other decoders of MedSign: measure all rows again"):
-        table2.joined([{"row": "without_tv"}], made, config, tmp_path / "out.json")
+    with pytest.raises(ValueError, match="'another'}: measure all rows again"):
+        table2.joined([{"row": "without_tv"}], made, config, tmp_path / "out.json", present={})
+
+
+def test_a_row_of_a_decoder_that_is_gone_does_not_stay(run, models, tmp_path):
+    weights = tmp_path / "weights"
+    shutil.copytree(models / "weights", weights)
+    before = run(weights=weights)["config"]["decoders"]["shipped"]
+    with pytest.raises(ValueError, match="holds rows without a decoder here: .*, without_tv; name"):
+        run(weights=weights, variants=None)
+    decoder = copy_decoder(tiny_pipeline().vae)
+    about = load_checkpoint(weights / "decoder_chest", kind="decoder")[1]
+    save_decoder(weights / "decoder_chest", decoder, about)
+    with pytest.raises(ValueError, match="holds the row shipped of the decoders .* and here lie"):
+        run("without_tv", weights=weights)
+    document = run("without_tv", "shipped", weights=weights)
+    assert document["config"]["decoders"]["shipped"] != before
 
 
 def test_bad_input_is_named_before_anything_is_measured(run, models, tmp_path, monkeypatch):
@@ -162,6 +184,8 @@ def test_bad_input_is_named_before_anything_is_measured(run, models, tmp_path, m
         run(images=4)
     with pytest.raises(ValueError, match="there is no decoder to measure"):
         run(variants=None, weights=tmp_path)
+    with pytest.raises(ValueError, match="--classifier: expected names that differ, got a/x b/x"):
+        run(classifier=("a/x", "b/x"))
     chest = FindingClassifier(JudgeConfig(kind="classifier", findings=("edema",), **SMALL))
     save_judge(tmp_path / "narrow", chest)
     with pytest.raises(ValueError, match="classifier 'narrow' has no pneumonia"):
@@ -185,6 +209,14 @@ def test_a_decoder_of_the_other_modality_is_refused(run, models, tmp_path):
     about = {"message": "1" * 48, "modality": "fundus"}
     save_decoder(folder, copy_decoder(tiny_pipeline().vae), about)
     with pytest.raises(ValueError, match="is a decoder of fundus, not of chest"):
+        run("medsign", variants=tmp_path / "variants")
+
+
+def test_a_decoder_of_another_extractor_is_refused(run, models, tmp_path):
+    folder = tmp_path / "variants" / "medsign" / "seed-0" / "decoder"
+    about = {"message": "1" * 48, "extractor": "0123456789ab"}
+    save_decoder(folder, copy_decoder(tiny_pipeline().vae), about)
+    with pytest.raises(ValueError, match="row medsign: .* with the extractor 0123456789ab, and is"):
         run("medsign", variants=tmp_path / "variants")
 
 

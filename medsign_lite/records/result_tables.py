@@ -16,6 +16,7 @@ from medsign_lite.tables.table2 import recorded_table
 from medsign_lite.tables.table2_measurements import TITLES as VARIANT_TITLES
 
 _TABLE1_HEADER = ("dB", "SSIM", "none", "brightness", "crop", "JPEG", "rotation", "resize", "mean")
+_BOUNDS = {"": "", "at least": "≥ ", "at most": "≤ "}  # of `gain_rows`
 GONE = 0.1  # share of the images still detected, at most
 FORGED = 45.0  # dB
 MEASURES = UNITS | {"diffusion": "timestep", "purification": "steps"}
@@ -51,7 +52,7 @@ def _table1_row(key: str, row: Mapping | None, gain: Mapping | None) -> list[str
         return [TITLES.get(key, key), *["-"] * (len(_TABLE1_HEADER) + 2)]
     name = f"**{row['method']}**" if key == OWN else row["method"]
     bits = "" if row["bits"] == 48 else f", {row['bits']} bits"
-    ahead = "" if gain is None else f"{'≥ ' if gain['bound'] else ''}{gain['gain']:.1f}"
+    ahead = "" if gain is None else f"{_BOUNDS[gain['bound']]}{gain['gain']:.1f}"
     return [name + bits, *_figures(row), f"{row['true_positive_rate']:.3f}", ahead]
 
 

@@ -239,9 +239,11 @@ def train(
     }  # fmt: skip
     finished = out / "decoder"
     if (finished / "config.json").is_file():
-        found = load_checkpoint(finished, kind="decoder")[1].get("ablation")
-        if found != about:
-            raise ValueError(f"{finished} was trained otherwise: {found}, wanted is {about}")
+        config = load_checkpoint(finished, kind="decoder")[1]
+        also = {"extractor": digest(extractor), "held_out": caches.held_out}
+        found = (config.get("ablation") or {}) | {key: config.get(key) for key in also}
+        if found != about | also:
+            raise ValueError(f"{finished} was trained otherwise: {found}, wanted is {about | also}")
         print(f"{name}, seed {seed}: already trained")
         return finished
     print(f"{name}, seed {seed}: training", flush=True)

@@ -133,7 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.empirical_rate is not None:
         check_empirical_rate(options.empirical_rate, options.images)
     tune_processor()
-    chosen = [name for name in names if name in (options.only or names)]
+    wanted = set(options.only or names)
+    if wanted & {f"curve-{row}" for row in RIVALS}:
+        wanted.add(f"curve-{OWN}")  # a gain is the distance of two curves: both or neither
+    chosen = [name for name in names if name in wanted]
     folder = options.work / f"{options.modality}-{options.images}"
     images, found = _parts(options, folder, {names[name] for name in chosen} - {None})
     groups = measure_parts(

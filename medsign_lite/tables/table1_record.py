@@ -135,10 +135,11 @@ def smallest_gain(values: Mapping) -> dict | None:
     Where "bound" is "at least", the rival reads less even at the lowest rung, and the true gain is
     larger.
     """
-    if not values.get("gains") or not values.get("rows"):
+    if not values.get("gains") or OWN not in {row["row"] for row in values.get("rows", ())}:
         return None
     rung = nearest_rung(values)
-    return min((row for row in values["gains"] if row["rung"] == rung), key=lambda r: r["gain"])
+    compared = [row for row in values["gains"] if row["rung"] == rung]
+    return min(compared, key=lambda row: row["gain"], default=None)
 
 
 def missing_rows(values: Mapping) -> list[str]:

@@ -18,7 +18,7 @@ weights` has run, build/weights/cache_M holds the same. For SSL Watermark in the
 ResNet-50 of DINO's, `--resnet50 FILE` takes the place of `--minutes 60` in its command.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from medsign_lite.attacks import STABLE_SIGNATURE_ATTACKS
@@ -39,7 +39,7 @@ from medsign_lite.decoder_recipe import (
     STABLE_SIGNATURE_STEPS,
     recipe,
 )
-from medsign_lite.extractor import load_extractor
+from medsign_lite.extractor import AnyExtractor, load_extractor
 from medsign_lite.finetuning import PRESETS
 from medsign_lite.latent_diffusion import Autoencoder, load_decoder
 from medsign_lite.messages import message_from_string
@@ -112,6 +112,24 @@ def made(modality: str) -> tuple[str, ...]:
     return tuple(f"{folder}/{parts.get(folder, 'decoder')}" for folder in folders)
 
 
+def check_reader(name: str, about: Mapping, reader: AnyExtractor) -> None:
+    """Refuse a decoder that was trained with another extractor than the one that is to read it.
+
+    Args:
+        name: of the row and the decoder, for the error.
+        about: the decoder's configuration; one that does not say is taken.
+
+    Raises:
+        ValueError: naming both extractors by their digests.
+    """
+    trained_with, own = about.get("extractor"), digest(reader)
+    if trained_with not in (None, own):
+        raise ValueError(
+            f"{name} was trained with the extractor {trained_with}, and is to be read with {own}: "
+            "train it again, or name the extractor's own --weights"
+        )
+
+
 def load_method(
     key: str,
     *,
@@ -147,12 +165,7 @@ def load_method(
     def decoder(path: Path, extractor: Path) -> WatermarkMethod:
         network, about = load_decoder(path, vae)
         reader = load_extractor(extractor, device=device)
-        trained_with = about.get("extractor")
-        if trained_with not in (None, digest(reader)):
-            raise ValueError(
-                f"row {key}: {path} was trained with the extractor {trained_with}, and {extractor} "
-                f"is {digest(reader)}: train it again, or name the extractor's own --weights"
-            )
+        check_reader(f"row {key}: {path}", about, reader)
         message = message_from_string(about["message"], bits=reader.config.bits)
         return of_decoder(key, TITLES[key], network.to(device), message, reader)
 

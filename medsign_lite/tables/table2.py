@@ -7,7 +7,8 @@ The variants are the decoders of `medsign_lite.tables.ablations`; the shipped de
 beside them. Every row and seed is measured image by image and kept under --work, so a run that was
 killed goes on when the same command is given again. With `--only` the named rows are measured, and
 those that are already in the recorded table stay if they are of the same images, judges and
-reference; otherwise they are refused. The table ends with the paper's claims, one by one
+decoders; otherwise they are refused. Without it the whole table is made, of all rows that the
+recorded one has. The table ends with the paper's claims, one by one
 (`claims.py`).
 """
 
@@ -17,12 +18,12 @@ from pathlib import Path
 
 import torch
 
-from medsign_lite.checkpoints import weights_fingerprint
+from medsign_lite.checkpoints import digest, weights_fingerprint
 from medsign_lite.data import FINDINGS, MODALITIES, read_manifest
 from medsign_lite.extractor import load_extractor
 from medsign_lite.judges.judge_networks import load_segmenter
 from medsign_lite.judges.xrayvision import open_classifier
-from medsign_lite.latent_diffusion import BUNDLED, load_pipeline
+from medsign_lite.latent_diffusion import BUNDLED, load_decoder, load_pipeline
 from medsign_lite.records.kept_parts import measure_parts
 from medsign_lite.records.table_samples import table_latents, table_records
 from medsign_lite.results import ROOT, read_result, record_result
@@ -86,17 +87,23 @@ def make_table(
 
 
 def joined(
-    rows: Sequence[dict], made: Mapping, config: Mapping, out: Path
+    rows: Sequence[dict],
+    made: Mapping[str, Mapping[str, str]],
+    config: Mapping,
+    out: Path,
+    *,
+    present: Mapping[str, Mapping[str, str]],
 ) -> tuple[list[dict], dict]:
     """These rows and, of an earlier table, the ones that are not among them.
 
     Args:
         made: digests of the rows' decoders, by row and seed.
         config: of the material.
+        present: digests of all decoders that lie here, as `made`.
 
     Raises:
-        ValueError: if the earlier table was recorded under another configuration, or against
-            other decoders of MedSign.
+        ValueError: if the earlier table was recorded under another configuration, against other
+            decoders of MedSign, or of other decoders than lie here now.
     """
     if not out.is_file():
         return list(rows), dict(made)
@@ -105,16 +112,26 @@ def joined(
     decoders_then = earlier.pop("decoders", {})
     earlier.pop("weights", None)  # of the shipped decoder as well, which is one row among others
     if earlier != dict(config):
-        changed = [key for key in {**earlier, **config} if earlier.get(key) != config.get(key)]
+        changed = [
+            f"{key} was {earlier.get(key)!r} and is {config.get(key)!r}"
+            for key in sorted({**earlier, **config}) if earlier.get(key) != config.get(key)
+        ]  # fmt: skip
         raise ValueError(
-            f"{out} was recorded under another configuration ({', '.join(sorted(changed))}): rows "
-            "of both would stand in one table; name another --out, or measure all rows again"
+            f"{out} was recorded under another configuration ({'; '.join(changed)}): rows of both "
+            "would stand in one table; name another --out, or measure all rows again"
         )
     stay = [row for row in document["values"]["rows"] if row["row"] not in made]
     if stay and decoders_then.get(REFERENCE) != made.get(REFERENCE):
         raise ValueError(
-            f"{out} compares its rows with other decoders of MedSign: measure all rows again"
+            f"{out} compares its rows with the decoders {decoders_then.get(REFERENCE)} of MedSign, "
+            f"and what was measured now with {made.get(REFERENCE)}: measure all rows again"
         )
+    for row in (row["row"] for row in stay if row["row"] in present):
+        if decoders_then.get(row) != present[row]:
+            raise ValueError(
+                f"{out} holds the row {row} of the decoders {decoders_then.get(row)}, and here lie "
+                f"{present[row]}: name it with --only as well"
+            )
     order = {name: place for place, name in enumerate(TITLES)}
     both = sorted([*stay, *rows], key=lambda row: order.get(row["row"], len(order)))
     return both, decoders_then | dict(made)
@@ -158,6 +175,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if not every:
         raise ValueError(f"there is no decoder to measure in {options.variants or options.weights}")
+    recorded = read_result(options.out)["values"]["rows"] if options.out.is_file() else ()
+    lost = {row["row"] for row in recorded} - set(every)
+    if lost and not options.only:
+        raise ValueError(
+            f"{options.out} holds rows without a decoder here: {', '.join(sorted(lost))}; name "
+            "their --variants, another --out, or the rows to measure with --only"
+        )
     work = options.work / f"{options.modality}-{options.images}"
     material = _material(options, work)
     chosen = {name: every[name] for name in options.only or every}
@@ -169,7 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     config = material.config() | {"resamples": options.resamples}
     if options.only:
-        rows, made = joined(rows, made, config, options.out)
+        lying = {
+            row: {seed: digest(load_decoder(folder, material.pipeline.vae)[0])
+                  for seed, folder in folders.items()}
+            for row, folders in every.items()
+        }  # fmt: skip
+        rows, made = joined(rows, made, config, options.out, present=lying)
     missing = [name for name in TITLES if name not in {row["row"] for row in rows}]
     few = [row["row"] for row in rows if row["row"] != SHIPPED and len(row["seeds"]) < SEEDS]
     values = {"rows": rows, "claims": claim_rows(rows), "missing": missing + few}
@@ -208,6 +237,8 @@ def _material(options: argparse.Namespace, work: Path) -> Material:
     names = options.classifier or sorted(
         str(path) for path in weights.glob("classifier*") if path.is_dir()
     )
+    if len({Path(name).name for name in names}) < len(names):
+        raise ValueError(f"--classifier: expected names that differ, got {' '.join(names)}")
     classifiers = {Path(name).name: open_classifier(name) for name in names}
     if not classifiers:
         raise ValueError(f"there is no classifier in {weights}")

@@ -1,5 +1,6 @@
 """What Table 2 is measured on, and the decoders that its rows are of."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,6 +21,7 @@ from medsign_lite.records.kept_parts import Part
 from medsign_lite.results import to_json
 from medsign_lite.tables.ablations import VARIANTS
 from medsign_lite.tables.matched_quality import match_psnr
+from medsign_lite.tables.table1_weights import check_reader
 from medsign_lite.tables.table2_rows import image_scores
 from medsign_lite.training.random_streams import named_generator
 
@@ -132,23 +134,33 @@ def about_map(folders: Mapping[str, Path]) -> dict | None:
 
 
 def at_floor(folders: Mapping[str, Path]) -> bool:
-    """Did the factor of the image losses end where it began for one of these decoders?
+    """Did the factor of the image losses never rise above where it began, for one of these?
 
     Such a decoder was never free to trade message for quality, so its quality does not say what the
     message would have cost at the same bit accuracy as another's. One with a fixed factor was not
-    meant to.
+    meant to. The factor is that of the configuration and, where it lies beside the decoder, of the
+    training's log: it may have risen and have fallen again at the end.
     """
-    configs = [load_checkpoint(folder, kind="decoder")[1] for folder in folders.values()]
-    return any(
-        c["quality"] <= c["first_quality"] < c["last_quality"] for c in configs if "quality" in c
-    )
+    return any(_never_rose(folder) for folder in folders.values())
+
+
+def _never_rose(folder: Path) -> bool:
+    config = load_checkpoint(folder, kind="decoder")[1]
+    if "quality" not in config or config["first_quality"] >= config["last_quality"]:
+        return False
+    log = folder.parent / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else ()
+    rows = [json.loads(line) for line in lines]
+    factors = [config["quality"], *(row["quality"] for row in rows if "quality" in row)]
+    return max(factors) <= config["first_quality"]
 
 
 def parts(material: Material, row: str, folders: Mapping[str, Path]) -> dict[str, Part]:
     """What is measured and kept for a row, by the names of the files: one part per seed.
 
     Raises:
-        ValueError: if a decoder is of another modality or its message does not fit the extractor.
+        ValueError: if a decoder is of another modality or was trained with another extractor, or
+            its message does not fit the extractor.
     """
     found = {}
     for seed, folder in folders.items():
@@ -157,6 +169,7 @@ def parts(material: Material, row: str, folders: Mapping[str, Path]) -> dict[str
             raise ValueError(
                 f"{folder} is a decoder of {about['modality']}, not of {material.modality}"
             )
+        check_reader(f"row {row}: {folder}", about, material.extractor)
         message = message_from_string(about["message"], bits=material.extractor.config.bits)
 
         def measure(
