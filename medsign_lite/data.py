@@ -19,6 +19,7 @@ column                content
 """
 
 import csv
+import hashlib
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -252,6 +253,22 @@ def _check_png_end(path: Path) -> None:
         file.seek(-min(12, path.stat().st_size), os.SEEK_END)
         if b"IEND" not in file.read():
             raise ValueError(f"{path} is truncated: the PNG has no end")
+
+
+def pictures_digest(records: Iterable[Record]) -> str:
+    """Names the images and masks of records by their sizes in bytes, wherever they lie.
+
+    For the key of a kept result: what was drawn anew has the same identifiers.
+
+    Returns:
+        12 hexadecimal digits; a file that is not there counts as well.
+    """
+    hashed = hashlib.sha256()
+    for record in records:
+        files = [record.image, *filter(None, record.masks)]
+        sizes = [path.stat().st_size if path.is_file() else None for path in files]
+        hashed.update(repr((record.id, sizes)).encode())
+    return hashed.hexdigest()[:12]
 
 
 class ManifestDataset(Dataset):

@@ -29,14 +29,18 @@ def read_image_stack(
 
     Raises:
         FileNotFoundError: if the source does not exist.
-        ValueError: if it holds no image, or an array of another kind.
+        ValueError: if it holds no image, or an array of another kind; if a split is asked for that
+            only a manifest has, since all images of another source are to train on.
     """
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"images {source} do not exist: give a folder, manifest or .npy")
+    listed = source.suffix == ".csv" or (source / "manifest.csv").exists()
+    if split != "train" and not listed:
+        raise ValueError(f"split {split!r}: expected a manifest, got {source}, which has no splits")
     if source.suffix == ".npy":
         return _from_array(np.load(source, mmap_mode="r"), source, size, limit)
-    if source.suffix == ".csv" or (source / "manifest.csv").exists():
+    if listed:
         paths = [r.image for r in read_manifest(source, check_files=False) if r.split == split]
     else:
         paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in _ENDINGS)

@@ -69,7 +69,7 @@ def test_main_records_rows_with_their_configuration(run, models, tmp_path):
     assert row["command"] == (
         "python -m medsign_lite.adversary.attacker --modality chest --images 4 --own-images 2 "
         "--seed 0 --counts 2 --data MANIFEST --out FILE --weights WEIGHTS --cache CACHE "
-        "--only autoencoder-tiny"
+        "--autoencoder tiny --only autoencoder-tiny"
     )
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
     assert len(times) == 3

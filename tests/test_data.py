@@ -1,6 +1,7 @@
 """The manifest: what was written is read back, and everything wrong is named."""
 
 import dataclasses
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from medsign_lite.data import (
     ManifestDataset,
     Record,
     load_mask,
+    pictures_digest,
     read_manifest,
     write_manifest,
 )
@@ -72,6 +74,19 @@ def test_relative_paths_of_records_are_the_callers(tmp_path, monkeypatch):
     record = Record(id="a", image=Path("made/a.png"), modality="chest", split="test", report="x")
     write_manifest(Path("made/manifest.csv"), [record])
     assert read_manifest("made", check_files=False)[0].image == tmp_path / "made" / "a.png"
+
+
+def test_pictures_have_a_name_until_they_are_drawn_anew(folder, tmp_path_factory):
+    path, records = folder
+    name = pictures_digest(records)
+    assert name == pictures_digest(records) and len(name) == 12
+    again = read_manifest(shutil.copytree(path, tmp_path_factory.mktemp("moved") / "data"))
+    assert pictures_digest(again) == name
+    with again[0].image.open("ab") as file:
+        file.write(b"more")
+    assert pictures_digest(again) != name
+    again[0].image.unlink()
+    assert pictures_digest(again) != name
 
 
 def test_dataset_items_worked_by_hand(folder):

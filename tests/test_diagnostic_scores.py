@@ -127,7 +127,7 @@ def test_findings_of_one_class_have_no_auc():
         ({"original": [[0.1, 0.2]]}, r"expected probabilities \(N, 2\) twice"),
         ({"findings": ("edema",)}, r"expected probabilities \(N, 1\) twice"),
         ({"labels": [[0, 1]]}, r"expected labels \(2, 2\)"),
-        ({"labels": [[0, 1], [0, 2]]}, r"of 0 and 1"),
+        ({"labels": [[0, 1], [0, 2]]}, r"of 0 and 1, got \(2, 2\) of \[0, 1, 2\]"),
     ],
     ids=["images", "findings", "labels", "values"],
 )
@@ -139,7 +139,7 @@ def test_rows_refuse(changes, message):
 
 def test_probabilities_refuse_what_is_none():
     image = torch.rand(2, 3, 32, 32)
-    with pytest.raises(ValueError, match="logits, perhaps"):
+    with pytest.raises(ValueError, match="got .* to .*: logits, perhaps"):
         probabilities(lambda x: torch.full((len(x), 2), 3.0), image)
     with pytest.raises(ValueError, match=r"expected \(2, F\) probabilities, got \(1, 2\)"):
         probabilities(lambda x: torch.zeros(1, 2), image)

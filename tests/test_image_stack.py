@@ -25,6 +25,8 @@ def test_read_image_stack_cuts_the_central_square(tmp_path):
     save(tmp_path / "wide.png", wide)
     assert (read_image_stack(tmp_path, size=8) == 200).all()
     assert (read_image_stack(tmp_path, size=4) == 200).all()
+    with pytest.raises(ValueError, match="split 'test': expected a manifest, got .*, which has no"):
+        read_image_stack(tmp_path, size=8, split="test")
 
 
 def test_read_image_stack_of_a_manifest_reads_one_split(tmp_path):

@@ -81,7 +81,9 @@ def test_main_draws_both_figures_and_records_what_they_are_of(pipeline, tmp_path
         with Image.open(out / f"paper_fig{number}.png") as picture:
             assert picture.size[0] > 400
     document = read_result(out / "paper_figures.json")
-    assert document["config"]["decoders"] == ["Plain", "MedSign"]
+    made = document["config"]["decoders"]
+    assert [*made] == ["chest", "fundus"] and [*made["chest"]] == ["Plain", "MedSign"]
+    assert all(len(name) == 12 for of in made.values() for name in of.values())
     assert document["config"]["images"] == 1 and document["config"]["localised"] is None
     assert not (out / "pasted_patch.png").exists()
     used = document["values"]["images"]

@@ -59,6 +59,13 @@ def test_purify_goes_on_where_it_was(parts, tmp_path):
     assert torch.equal(weights(again), weights(purify(decoder, latents, images, steps=2)))
 
 
+def test_purify_does_not_go_on_with_other_images(parts, tmp_path):
+    decoder, latents, images = parts
+    purify(decoder, latents, images, steps=1, folder=tmp_path)
+    with pytest.raises(ValueError, match="other settings"):
+        purify(decoder, latents, 1 - images, steps=1, folder=tmp_path)
+
+
 def test_purify_that_was_killed_goes_on(parts, tmp_path):
     decoder, latents, images = parts
     calls = []

@@ -38,6 +38,7 @@ def test_processes_compares_what_one_and_two_have_trained(tmp_path, monkeypatch)
         state = {name: weight + step for name, weight in copy_decoder(vae).state_dict().items()}
         out.mkdir()
         save_training_state(out / "training.pt", {"decoder": state})
+        return SimpleNamespace(returncode=0, stdout="", stderr="")
 
     monkeypatch.setattr("subprocess.run", run)
     vae = tiny_vae()
@@ -50,3 +51,7 @@ def test_processes_compares_what_one_and_two_have_trained(tmp_path, monkeypatch)
     assert values["moved"]["value"] == pytest.approx(2.0)
     assert ["torch.distributed.run" in command for command in commands] == [False, True]
     assert all(str(tmp_path / "samples_chest") in command for command in commands)
+    failed = SimpleNamespace(returncode=1, stdout="", stderr="no such latents")
+    monkeypatch.setattr("subprocess.run", lambda command, **_: failed)
+    with pytest.raises(RuntimeError, match="exited with 1: no such latents"):
+        processes(sample)

@@ -24,9 +24,13 @@ def test_vicreg_loss_by_hand():
     first = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
     loss, parts = vicreg_loss(first, first + 3.0, weights=(2.0, 10.0, 4.0))
     lacking = 1 - (0.5 + 1e-4) ** 0.5
-    expected = {"invariance": 9.0, "variance": lacking, "covariance": 0.25}  # 2 * .5^2 / 2
+    expected = {
+        "invariance": 9.0,
+        "variance": lacking,
+        "covariance": 0.5,
+    }  # .5^2 twice, of 2, in 2 views
     assert parts == pytest.approx(expected, rel=1e-4)
-    assert float(loss) == pytest.approx(2 * 9 + 10 * lacking + 4 * 0.25, rel=1e-4)
+    assert float(loss) == pytest.approx(2 * 9 + 10 * lacking + 4 * 0.5, rel=1e-4)
 
 
 def test_vicreg_loss_wants_no_more_variance_than_one():

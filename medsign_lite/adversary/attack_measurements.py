@@ -15,7 +15,7 @@ from medsign_lite.adversary.purification import purification_row, purify
 from medsign_lite.adversary.regeneration import regeneration_rows, through_autoencoder
 from medsign_lite.attacks import PAPER_ATTACKS, specification
 from medsign_lite.checkpoints import digest
-from medsign_lite.data import Record
+from medsign_lite.data import Record, pictures_digest
 from medsign_lite.distortions import gaussian_blur
 from medsign_lite.evaluation import evaluate_attacks
 from medsign_lite.images import quantise
@@ -72,7 +72,7 @@ class Target:
     @cached_property
     def purification(self) -> str:
         """Name of the folder for the state of its purification."""
-        return f"purification-{digest(self.decoder)}-{self.seed}"
+        return f"purification-{digest(self.decoder)}-{pictures_digest(self.clean)}-{self.seed}"
 
     def generator(self, name: str) -> torch.Generator:
         """Its own stream for every part, so that one can be repeated alone."""
@@ -181,7 +181,8 @@ def parts(
             sampler_steps=SAMPLER_STEPS)  # fmt: skip
     for steps in sorted(purification):
         add(f"purification-{steps}", "purification", partial(purified, steps),
-            own_images=len(target.clean), learning_rate=LEARNING_RATE)  # fmt: skip
+            own_images=len(target.clean), pictures=pictures_digest(target.clean),
+            learning_rate=LEARNING_RATE)  # fmt: skip
     for estimate in ("blurred", "regenerated"):
         add(f"forgery-{estimate}", "forgery", partial(forged, estimate), counts=counts,
             decibels=decibels, blur=BLUR)  # fmt: skip

@@ -98,13 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _command(options: argparse.Namespace) -> str:
-    """What measures the same again, with words in capitals for folders and files."""
+    """What measures the same again, with words in capitals for folders and files; of another
+    autoencoder's folder the last part, which tells it from others."""
     words = [f"python -m medsign_lite.adversary.attacker --modality {options.modality}"]
     words += [f"--images {options.images} --own-images {options.own_images} --seed {options.seed}"]
     words += [f"--counts {' '.join(map(str, options.counts))} --data MANIFEST --out FILE"]
     others = ("weights", "pipeline", "extractor", "decoder", "message", "cache")
     given = (name for name in others if getattr(options, name) not in (None, BUNDLED.parent))
-    return " ".join([*words, *(f"--{name} {name.upper()}" for name in given)])
+    words += [f"--{name} {name.upper()}" for name in given]
+    names = [folder.name for folder in options.autoencoder]
+    return " ".join([*words, *(["--autoencoder", *names] if names else [])])
 
 
 def _fingerprint(options: argparse.Namespace) -> str | None:

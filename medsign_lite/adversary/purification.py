@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medsign_lite.adversary.attack_scores import Detector
+from medsign_lite.checkpoints import digest
 from medsign_lite.images import quantise
 from medsign_lite.latent_diffusion import LatentDecoder, decode, freeze
 from medsign_lite.metrics import psnr
@@ -68,8 +69,9 @@ def purify(
     generator = torch.Generator().manual_seed(seed)
     name = getattr(loss, "name", getattr(loss, "__name__", type(loss).__name__))
     settings = plain_settings(
-        loss=name, learning_rate=learning_rate, batch_size=batch_size, seed=seed, images=len(images)
-    )
+        loss=name, learning_rate=learning_rate, batch_size=batch_size, seed=seed,
+        data=digest([latents, images]),
+    )  # fmt: skip
     path = Path(folder) / "purification.pt" if folder is not None else None
     saved = load_training_state(path, settings=settings) if path else None
     done = 0

@@ -54,7 +54,7 @@ class DctDwt:
         """Write a message (K,) or (B, K) into images (B, 3, H, W) in [0, 1]; not clamped."""
         check_message(message, self.bits)
         coefficients, bands, size = self._transform(image)
-        carrier = coefficients[..., 0, 1]  # (B, rows, columns), a horizontal wave of one period
+        carrier = coefficients[..., 0, 1]  # (B, rows, columns), half a period of a horizontal wave
         sent = np.broadcast_to(message.cpu().numpy(), (len(image), self.bits))
         offset = self._bits_of(carrier, sent) / 2
         lattice = (np.round(carrier / self.step - offset) + offset) * self.step

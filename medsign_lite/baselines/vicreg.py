@@ -44,8 +44,9 @@ def vicreg_loss(
     """VICReg of the embeddings (B, E) of two views, B at least 2.
 
     Invariance is the mean squared difference of the views, variance the mean of what a number's
-    standard deviation over the batch lacks to 1, covariance the sum of the squared covariances of
-    different numbers over E. The last two are averaged over the views.
+    standard deviation over the batch lacks to 1, averaged over the views; covariance the sum of the
+    squared covariances of different numbers over E, added over the views, as the authors' code has
+    them.
 
     Returns:
         The loss, a weighted sum, and its three parts.
@@ -59,7 +60,7 @@ def vicreg_loss(
         deviation = (matrix.diagonal() + 1e-4).sqrt()
         variance = variance + F.relu(1 - deviation).mean() / 2
         squares = matrix.square().sum() - matrix.diagonal().square().sum()
-        covariance = covariance + squares / width / 2
+        covariance = covariance + squares / width
     parts = {"invariance": invariance, "variance": variance, "covariance": covariance}
     loss = sum(weight * part for weight, part in zip(weights, parts.values(), strict=True))
     return loss, {name: float(part.detach()) for name, part in parts.items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medsign_lite.checkpoints import weights_fingerprint
-from medsign_lite.data import FINDINGS, Record, read_manifest
+from medsign_lite.data import FINDINGS, Record, pictures_digest, read_manifest
 from medsign_lite.detection import bit_bias, empirical_false_positive_rate, extract_logits
 from medsign_lite.extractor import load_extractor
 from medsign_lite.images import quantise
@@ -105,7 +105,7 @@ class Sample:
     @cached_property
     def records_digest(self) -> str:
         """Names the manifest's contents, wherever it lies and whatever its files are called."""
-        hashed = hashlib.sha256()
+        hashed = hashlib.sha256(pictures_digest(self.manifest).encode())
         for r in self.manifest:
             row = (r.id, r.modality, r.split, r.report, r.findings, r.words, r.sides)
             hashed.update(repr(row).encode())

@@ -72,11 +72,12 @@ def measure_parts(
         again: measure also what is kept.
     """
     groups: dict[str, list[dict]] = {}
+    config = target.config()  # hashes weights
     for name, part in chosen.items():
         document = kept(
             keep,
             name,
-            target.config() | part.settings,
+            config | part.settings,
             lambda name=name, part=part: {"rows": part.measure(target.generator(name))},
             again=again,
         )

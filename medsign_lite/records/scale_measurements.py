@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,6 +39,14 @@ print(count, peak() / 1024, (peak() - before) / 1024)
 """
 
 
+def _printed(command: Sequence[str], **options) -> str:
+    """What a command prints; if it fails, an error with the end of what it said."""
+    run = subprocess.run(command, capture_output=True, text=True, **options)
+    if run.returncode:
+        raise RuntimeError(f"{command[:4]} exited with {run.returncode}: {run.stderr[-2000:]}")
+    return run.stdout
+
+
 def manifest(sample: Sample) -> dict:
     """Peak memory, in MiB, of a process that reads a manifest of 100,000 rows."""
     with tempfile.TemporaryDirectory() as folder:
@@ -48,10 +57,8 @@ def manifest(sample: Sample) -> dict:
                 report = f"Small left pleural effusion. No pneumothorax. Comparison {row}."
                 file.write(f"chest-{row:06d},images/{row:06d}.png,chest,train,{report},"
                            "effusion,effusion,left,\n")  # fmt: skip
-        run = subprocess.run(
-            [sys.executable, "-c", _READ, str(path)], capture_output=True, text=True, check=True
-        )
-    rows, peak, growth = map(float, run.stdout.split())
+        printed = _printed([sys.executable, "-c", _READ, str(path)])
+    rows, peak, growth = map(float, printed.split())
     values = {"rows": rows, "peak": peak, "growth": growth}
     return {name: with_interval(values, name) for name in values}
 
@@ -86,7 +93,7 @@ def processes(sample: Sample) -> dict:
             # torchrun gives each process one thread; with another number here, sums would be
             # split otherwise, and it is processes that are compared.
             environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-            subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+            _printed(command, env=environment)
             weights.append(load_training_state(out / "training.pt")["decoder"])
     start = copy_decoder(sample.pipeline.vae).state_dict()
     one, two, first = (

@@ -135,7 +135,10 @@ def kept_samples(pipeline, prompts: Sequence[str], folder: str | Path = RESULTS)
         except (OSError, SafetensorError, KeyError) as error:
             raise ValueError(f"{tensors} is missing or damaged: {error}") from error
         if digest([latents]) != document["values"]["latents"]:
-            raise ValueError(f"{tensors} holds other latents than {path.name} says")
+            raise ValueError(
+                f"{tensors} holds other latents than {path.name} says: remove both, and they are "
+                "sampled again"
+            )
         return latents[: len(wanted)]
     return None
 

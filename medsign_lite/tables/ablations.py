@@ -143,7 +143,9 @@ class Caches:
     masked_folder: Path | None = None
     mirrored: bool = False
     held_out: int = HELD_OUT
+    # What takes minutes to decode, and is asked for by several variants and seeds.
     _mirrored: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _masks: list[LatentCache] = field(default_factory=list, repr=False, compare=False)
 
     def training(self, kind: str) -> LatentCache:
         """What a decoder is trained on: the cache with these maps, mirrored too if wanted."""
@@ -166,10 +168,12 @@ class Caches:
         if kind == "masks":
             if not self.masked:
                 raise ValueError("exact masks need phantoms: name their manifest with --data")
-            size = image_size(self.pipeline)
-            return mask_cache(
-                self.masked, self.pipeline.vae, decoder, self.masked_folder, size=size
-            )
+            if not self._masks:
+                size = image_size(self.pipeline)
+                self._masks.append(mask_cache(
+                    self.masked, self.pipeline.vae, decoder, self.masked_folder, size=size
+                ))  # fmt: skip
+            return self._masks[0]
         made = kind in ("uniform", "mirrored")
         cache = read_latent_cache(self.folder, decoder, kind=BASE if made else kind)
         if kind == "uniform":

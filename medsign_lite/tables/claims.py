@@ -52,8 +52,9 @@ class Claim:
     def __post_init__(self) -> None:
         if self.says not in ("more", "less", "unchanged"):
             raise ValueError(f"says: expected more, less or unchanged, got {self.says!r}")
-        if self.figure not in ("change", "psnr", "psnr_gap", "bit_accuracy"):
-            raise ValueError(f"figure: unknown {self.figure!r}")
+        known = ("change", "psnr", "psnr_gap", "bit_accuracy")
+        if self.figure not in known:
+            raise ValueError(f"figure: expected one of {known}, got {self.figure!r}")
 
 
 def verdict(figure: Mapping, says: str, *, margin: float | None = None) -> str:

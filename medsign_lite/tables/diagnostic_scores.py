@@ -65,7 +65,10 @@ def probabilities(
         if part.ndim != 2 or len(part) != len(image):
             raise ValueError(f"expected ({len(image)}, F) probabilities, got {tuple(part.shape)}")
         if not ((part >= 0) & (part <= 1)).all():
-            raise ValueError("expected probabilities in [0, 1], got others: logits, perhaps?")
+            raise ValueError(
+                f"expected probabilities in [0, 1], got {float(part.min()):g} to "
+                f"{float(part.max()):g}: logits, perhaps?"
+            )
         parts.append(part)
     if not parts:
         raise ValueError("expected at least one image to classify, got none")
@@ -116,7 +119,10 @@ def diagnostic_rows(
     if labels is not None and (
         labels.shape != marked.shape or not ((labels == 0) | (labels == 1)).all()
     ):
-        raise ValueError(f"expected labels {tuple(marked.shape)} of 0 and 1, got {labels.shape}")
+        raise ValueError(
+            f"expected labels {tuple(marked.shape)} of 0 and 1, got {tuple(labels.shape)} of "
+            f"{sorted(set(labels.flatten().tolist()))[:5]}"
+        )
     marked, original = marked.double(), original.double()
     drawn = torch.randint(len(marked), (resamples, len(marked)), generator=generator)
     rows, means = [], {name: [] for name in FIGURES}

@@ -38,6 +38,7 @@ from medsign_lite.tables.paper_figures import (
     Comparison,
     Pasted,
     Word,
+    full_size,
     pasted_figure,
     residual_comparison_figure,
     selection_figure,
@@ -102,7 +103,7 @@ def compare(
         decoder, _ = load_decoder(folder, pipeline.vae)
         marked[name] = quantise(decode(decoder, latents)).cpu()[0]
     chosen = select_token(word.attention, range(len(word.tokens)), **SMALL_MAPS).map
-    map = scale_attention(chosen, preset="sharp")
+    map = scale_attention(full_size(chosen, word.image.shape[-2:]), preset="sharp")
     return Comparison(title=title, original=word.image, map=map, marked=marked, mask=word.mask)
 
 
@@ -164,12 +165,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     watermark = None
     if options.localised.is_dir():
         watermark = load_localised_watermark(options.localised)
-    words, rows, pasted, used = [], [], [], {}
+    words, rows, pasted, used, made = [], [], [], {}, {}
     for modality in MODALITIES:
         own = table_records(pipeline.tokenizer, records, modality=modality, count=options.images)
         record, word, latents = first_seen(pipeline, segmenter, own, steps=options.steps)
         folders = {name: Path(text.format(modality=modality)) for name, text in others.items()}
         folders["MedSign"] = options.weights / f"decoder_{modality}"
+        made[modality] = {
+            name: digest(load_decoder(folder, pipeline.vae)[0]) for name, folder in folders.items()
+        }
         words.append(word)
         rows.append(compare(pipeline, word, latents, folders, title=f"{modality}: original"))
         if watermark is not None:
@@ -187,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         save(pasted_figure(pasted), options.out / "pasted_patch.png")
     config = {"weights": weights_fingerprint(options.weights), "cas": SMALL_MAPS,
               "images": options.images, "steps": options.steps,
-              "decoders": [*others, "MedSign"],
+              "decoders": made,
               "localised": None if watermark is None else digest(watermark)}  # fmt: skip
     record_result(options.out / "paper_figures.json", {"images": used, "note": NOTE}, config)
     more = ", pasted_patch.png" if pasted else f"; no patch, nothing is at {options.localised}"

@@ -73,8 +73,8 @@ def selection_figure(
         axes = [figure.add_subplot(grid[row, column]) for column in range(5)]
         size = tuple(word.image.shape[-2:])
         chosen = select_token(word.attention, range(len(word.tokens)), **(cas or {}))
-        average = _full_size(average_tokens(word.attention), size)
-        best = _full_size(chosen.map, size)
+        average = full_size(average_tokens(word.attention), size)
+        best = full_size(chosen.map, size)
         final = scale_attention(best, preset=preset)
         show_image(word.image, title=word.title, ax=axes[0])
         if word.mask is not None:
@@ -178,7 +178,7 @@ def pasted_figure(rows: Sequence[Pasted]) -> Figure:
     return figure
 
 
-def _full_size(map: Tensor, size: tuple[int, int]) -> Tensor:
+def full_size(map: Tensor, size: tuple[int, int]) -> Tensor:
     """A map (h, w) at the image's size."""
     large = F.interpolate(map[None, None].float(), size, mode="bilinear", align_corners=False)
     return large[0, 0]

@@ -66,7 +66,7 @@ def _command(options: argparse.Namespace, parser: argparse.ArgumentParser) -> st
     """What measures the same again but for `--only PART`; folders and files are capitals."""
     words = [f"python -m medsign_lite.tables.table1 --modality {options.modality}"]
     words.append(f"--images {options.images} --data MANIFEST --again --out FILE")
-    for name in (*_OF_FIGURES, *_FOLDERS):
+    for name in (*_OF_FIGURES, *_FOLDERS, "conventions"):
         value = getattr(options, name)
         if value != parser.get_default(name):
             values = value if isinstance(value, list | tuple) else [value]

@@ -204,8 +204,8 @@ def against(
         own = {seed: values(scores) for seed, scores in seeds.items()}
         other = {seed: values(scores) for seed, scores in reference.items()}
         mean = torch.stack([*other.values()]).mean(dim=0)
-        if len({len(some) for some in (*own.values(), mean)}) > 1:
-            raise ValueError("expected the same images in both rows, got other numbers of them")
+        if len(counts := {len(some) for some in (*own.values(), mean)}) > 1:
+            raise ValueError(f"expected the same images in both rows, got {sorted(counts)} of them")
         apart = [own[s] - other[s] for s in shared] or [some - mean for some in own.values()]
         figure = _mean_figure(torch.stack(apart).mean(dim=0), **options)
         each = [float(some[~some.isnan()].double().mean()) for some in apart]
