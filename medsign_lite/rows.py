@@ -85,7 +85,12 @@ def _cell(row: dict, name: str, decimals: int) -> str:
         return ""
     if not isinstance(value, float):
         return str(value)
-    text = f"{value:.{decimals}f}"
+    text = _fixed(value, decimals)
     if f"{name}_low" in row:
-        text += f" [{row[f'{name}_low']:.{decimals}f}, {row[f'{name}_high']:.{decimals}f}]"
+        ends = (_fixed(row[f"{name}_{end}"], decimals) for end in ("low", "high"))
+        text += f" [{', '.join(ends)}]"
     return text
+
+
+def _fixed(value: float, decimals: int) -> str:
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"  # no -0.000

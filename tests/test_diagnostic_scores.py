@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from medsign_lite.evaluation import diagnostic_change
 from medsign_lite.judges.xrayvision import XRayVisionClassifier
+from medsign_lite.rows import share_row
 from medsign_lite.tables.diagnostic_scores import (
     diagnostic_rows,
     probabilities,
@@ -48,6 +49,8 @@ def test_rows_by_hand():
     assert effusion["change"] == 0 and effusion["auc"] == 0.5 and effusion["auc_change"] == 0
     assert mean["change"] == pytest.approx(edema["change"] / 2)
     assert mean["largest"] == pytest.approx(40) and mean["flipped"] == 0.25
+    exact = share_row("flipped", torch.tensor([True, False, False, False]))
+    assert {name: mean[name] for name in exact} == pytest.approx(exact)  # 4 images, not 8 answers
     assert mean["auc_change"] == -0.125 and mean["shift"] == pytest.approx(edema["shift"] / 2)
 
 

@@ -59,7 +59,7 @@ LAYERS = {
         "medsign_lite.adversary": "attack_measurements attacker attack_figures",
         "medsign_lite.tables": """
             paper_figures paper_drawings table1 table1_measurements table1_record table1_figures
-            ablations table2 table2_measurements""",
+            ablations table2 table2_measurements table2_record""",
         "medsign_lite.records": """
             gates gate_measurements scale_measurements gate_tables result_tables gate_verdicts
             table1_gates table2_gates""",

@@ -66,6 +66,11 @@ def test_table_puts_intervals_beside_means_and_leaves_gaps_empty():
     assert shown.iloc[1].tolist() == ["jpeg", "", "", "2.00"]
 
 
+def test_table_has_no_minus_zero():
+    shown = rows.table({"x": -0.0001, "x_low": -0.0004, "x_high": -0.0006})
+    assert shown["x"][0] == "0.000 [0.000, -0.001]"
+
+
 def test_table_chooses_columns_and_takes_one_row():
     shown = rows.table({"a": 1.0, "b": 2.0}, ["b"], decimals=1)
     assert shown.to_dict("list") == {"b": ["2.0"]}

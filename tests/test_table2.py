@@ -218,9 +218,3 @@ def test_a_decoder_of_another_extractor_is_refused(run, models, tmp_path):
     save_decoder(folder, copy_decoder(tiny_pipeline().vae), about)
     with pytest.raises(ValueError, match="row medsign: .* with the extractor 0123456789ab, and is"):
         run("medsign", variants=tmp_path / "variants")
-
-
-def test_recorded_table_is_read_or_absent(run, tmp_path):
-    assert table2.recorded_table("chest", tmp_path) is None
-    document = run("shipped", out=tmp_path / "table2_chest.json")
-    assert table2.recorded_table("chest", tmp_path) == document["values"]

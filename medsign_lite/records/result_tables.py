@@ -12,8 +12,8 @@ from medsign_lite.results import read_result
 from medsign_lite.tables.claims import CLAIMS
 from medsign_lite.tables.table1_record import flat_row, nearest_rung, read_table1
 from medsign_lite.tables.table1_weights import OWN, ROWS, TITLES
-from medsign_lite.tables.table2 import recorded_table
 from medsign_lite.tables.table2_measurements import TITLES as VARIANT_TITLES
+from medsign_lite.tables.table2_record import recorded_table
 
 _TABLE1_HEADER = ("dB", "SSIM", "none", "brightness", "crop", "JPEG", "rotation", "resize", "mean")
 _BOUNDS = {"": "", "at least": "≥ ", "at most": "≤ "}  # of `gain_rows`

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from medsign_lite.data import MODALITIES
 from medsign_lite.records.gate_verdicts import Gate, judge
-from medsign_lite.tables.table2 import recorded_table
 from medsign_lite.tables.table2_measurements import SHIPPED, TITLES
+from medsign_lite.tables.table2_record import recorded_table
 
 CHANGE = 0.3  # mean |change of a probability| x 100; the paper: .59, of radiographs
 

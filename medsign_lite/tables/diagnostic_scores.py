@@ -105,8 +105,9 @@ def diagnostic_rows(
         auc_change: AUC marked minus AUC original (below 0: findings are told apart less well).
         And without interval shift, the signed mean x 100, auc and auc_marked; the AUC's figures
         are None where a finding is in no image or in all.
-        "mean": the mean of the findings' figures, and of `largest` the largest; where nothing
-        flips in any finding, with the interval of one finding.
+        "mean": the mean of the findings' figures, and of `largest` the largest; the interval of
+        `flipped` is that of as many answers as there are images, since those about one image are
+        not independent of each other.
 
     Raises:
         ValueError: if shapes do not match, or labels are not 0 or 1.
@@ -137,8 +138,9 @@ def diagnostic_rows(
                 rows[-1] |= share_row(name, (pair[0] > DECISION) != (pair[1] > DECISION))
             if name in values:
                 means[name].append((values[name], resampled[name]))
-    rows.append(_mean_of(rows, means, len(marked)))
-    return rows
+    flips = (marked > DECISION) != (original > DECISION)
+    of_all = share_row("flipped", flips.flatten(), images=len(marked))
+    return [*rows, _mean_of(rows, means, len(marked)) | of_all]
 
 
 def _scores(marked: Tensor, original: Tensor, target: Tensor | None, drawn: Tensor):
@@ -209,6 +211,4 @@ def _mean_of(rows: Sequence[Mapping], means: Mapping[str, list], images: int) ->
             row |= _figure(name, float(values.max()), resampled.amax(dim=0))
         else:
             row |= _figure(name, float(values.mean()), resampled.nanmean(dim=0))
-            if name == "flipped" and values.mean() in (0, 1):
-                row |= {end: rows[0][end] for end in ("flipped_low", "flipped_high")}
     return row

@@ -137,12 +137,6 @@ def joined(
     return both, decoders_then | dict(made)
 
 
-def recorded_table(modality: str, folder: str | Path = ROOT / "results") -> dict | None:
-    """The values of the recorded table: "rows", "claims", "missing"; None where there is none."""
-    path = Path(folder) / f"table2_{modality}.json"
-    return read_result(path)["values"] if path.is_file() else None
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
