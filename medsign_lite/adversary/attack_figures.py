@@ -199,7 +199,7 @@ def residual_figure(residuals: Mapping[str, Tensor]) -> Figure:
         plane = residual.detach().cpu().reshape(3, *residual.shape[-2:]).mean(dim=0).numpy()
         reach = max(float(np.quantile(np.abs(plane), 0.99)), 1e-9)
         ax.imshow(plane, cmap="gray", vmin=-reach, vmax=reach, interpolation="nearest")
-        spread = float(residual.detach().std()) * 255
+        spread = float(residual.detach().std(correction=0)) * 255
         ax.set_title(f"{title}\n{spread:.2f} / 255", fontsize=9)
         ax.set_axis_off()
     return figure
