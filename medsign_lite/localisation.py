@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medsign_lite.attention import record_attention
-from medsign_lite.latent_diffusion import sample, scale_factor
+from medsign_lite.latent_diffusion import image_size, sample, scale_factor
 from medsign_lite.selection import (
     GAINS,
+    SMALL_MAPS,
     Selection,
     TokenScore,
     average_tokens,
@@ -31,6 +32,7 @@ __all__ = [
     "TokenScore",
     "attention_on_latents",
     "average_tokens",
+    "cas_settings",
     "encoded_map",
     "pathology_map",
     "scale_attention",
@@ -61,7 +63,8 @@ def word_tokens(tokenizer, prompt: str, word: str, *, occurrence: int = 0) -> li
 
     Raises:
         ValueError: if the prompt does not contain the word as a whole word (`WordNotFound`) or not
-            that often, or the tokenizer's limit cuts it off (`WordCutOff`).
+            that often, or the tokenizer's limit cuts it off (`WordCutOff`). The prompt is not
+            quoted: it may be a patient's report.
     """
     parts = [re.escape(part) for part in word.split()]
     if not parts:
@@ -69,11 +72,13 @@ def word_tokens(tokenizer, prompt: str, word: str, *, occurrence: int = 0) -> li
     pattern = r"(?<!\w)" + r"\s+".join(parts) + r"(?!\w)"
     found = [match.span() for match in re.finditer(pattern, prompt, re.IGNORECASE)]
     if not found:
-        raise WordNotFound(f"the prompt does not contain the word {word!r}: {prompt!r}")
+        raise WordNotFound(
+            f"the prompt, of {len(prompt)} characters, does not contain the word {word!r}"
+        )
     if not 0 <= occurrence < len(found):
         raise ValueError(
             f"occurrence {occurrence} of {word!r}: the prompt contains it {len(found)} time(s), "
-            f"counted from 0: {prompt!r}"
+            "counted from 0"
         )
     if not tokenizer.is_fast or tokenizer.padding_side != "right":
         raise ValueError(
@@ -83,14 +88,24 @@ def word_tokens(tokenizer, prompt: str, word: str, *, occurrence: int = 0) -> li
     whole = tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     positions = [i for i, (first, last) in enumerate(whole) if first < end and last > begin]
     if not positions:
-        raise ValueError(f"the tokenizer makes no token of the word {word!r} in {prompt!r}")
+        raise ValueError(f"the tokenizer makes no token of the word {word!r}")
     kept = tokenizer.model_max_length - 1  # the end token takes the last place
     if len(whole) > tokenizer.model_max_length and positions[-1] >= kept:
         raise WordCutOff(
             f"the tokenizer's limit of {tokenizer.model_max_length} cuts off the word {word!r}: it "
-            f"ends at token {positions[-1]} of {prompt!r}; shorten the prompt"
+            f"ends at token {positions[-1]} of {len(whole)}; shorten the prompt"
         )
     return positions
+
+
+def cas_settings(pipeline) -> dict:
+    """Options of `select_token` for a pipeline's latents: `SMALL_MAPS` below 64 x 64, else none.
+
+    Raises:
+        ValueError: if its U-Net's configuration does not say how large they are.
+    """
+    side = min(image_size(pipeline)) // scale_factor(pipeline.vae)
+    return dict(SMALL_MAPS) if side < SMALL_MAPS["side"] else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,14 @@ import copy
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
+from medsign_lite.checkpoints import digest
 from medsign_lite.data import MODALITIES, SPLITS, Record, read_manifest
 from medsign_lite.files import whole_file
 from medsign_lite.generators import PRECISIONS, sampling_dtype
@@ -30,10 +32,9 @@ from medsign_lite.latent_diffusion import (
     load_pipeline,
     scale_factor,
 )
-from medsign_lite.localisation import pathology_map, word_tokens
+from medsign_lite.localisation import WordCutOff, cas_settings, pathology_map, word_tokens
 from medsign_lite.map_variants import MAP_KINDS
 from medsign_lite.memory_estimate import check_memory, estimate_sampling
-from medsign_lite.selection import SMALL_MAPS
 from medsign_lite.shards import check_disk, join_shards, write_shard
 from medsign_lite.training.processor import tune_processor
 from medsign_lite.training.training_state import check_settings, plain_settings
@@ -88,12 +89,14 @@ def sample_with_maps(
 
     Args:
         pipeline: a `StableDiffusionPipeline`.
-        prompts, words, seeds: N of each; an image without words has a map of zeros.
+        prompts, words, seeds: N of each; an image without words has a map of zeros. Empty words,
+            of findings that a report has no word of, are left out.
         folder: holds the finished shards while it runs, a latent cache at the end.
         batch: images sampled at a time, and the size of a shard.
         select, cas, scale, quantile: as in `pathology_map`.
         kinds: names of `MAP_KINDS`, maps of the same samples that are kept beside the others.
-        truncate: let prompts that are too long be cut, instead of refusing them.
+        truncate: let prompts that are too long be cut, instead of refusing them; words that are
+            cut off are left out of the maps, and their number is printed.
         worker, workers: make every `workers`-th shard, from number `worker`. Several workers leave
             the shards; a call without these, once they are done, joins them.
         replace: make anew what the folder holds if it was made otherwise, instead of refusing.
@@ -118,20 +121,15 @@ def sample_with_maps(
         raise ValueError(f"kinds: expected some of {tuple(MAP_KINDS)}, got {sorted(unknown)}")
     if not 0 <= worker < workers:
         raise ValueError(f"expected a worker in [0, {workers}), got {worker}")
-    positions = [
-        {i for word in some for i in word_tokens(pipeline.tokenizer, prompt, word)}
-        for prompt, some in zip(prompts, words, strict=True)
-    ]
+    words, positions = _words_read(pipeline.tokenizer, prompts, words, truncate=truncate)
     if not truncate:
         check_prompts(pipeline.tokenizer, prompts)
     options = {"steps": steps, "guidance": guidance, "select": select, "cas": cas, "scale": scale,
                "quantile": quantile}  # fmt: skip
-    # Tensors that any training changes: whole networks would take longer than a batch.
-    ends = pipeline.unet.conv_in.weight, pipeline.unet.conv_out.bias
-    decoder = list(LatentDecoder(pipeline.vae).parameters())
+    networks = {"model": pipeline.unet, "decoder": LatentDecoder(pipeline.vae),
+                "text_encoder": pipeline.text_encoder}  # fmt: skip
     settings = plain_settings(
-        model=_digest(ends), decoder=_digest((decoder[0], decoder[-1])),
-        text_encoder=_digest(list(pipeline.text_encoder.parameters())[-2:]),
+        **{name: digest(network) for name, network in networks.items()},
         scheduler=_digest([type(pipeline.scheduler).__name__, *sorted(
             f"{name}: {value}" for name, value in pipeline.scheduler.config.items()
             if not name.startswith("_")
@@ -144,7 +142,7 @@ def sample_with_maps(
         settings["kinds"] = sorted(kinds)
     if pipeline.unet.dtype != torch.float32:
         settings["precision"] = str(pipeline.unet.dtype).removeprefix("torch.")
-    begun = _begun(folder, settings, replace=replace, alone=workers == 1)
+    begun = _begun(folder, settings, replace=replace, alone=workers == 1, earlier=_ends(pipeline))
     if begun and (folder / TENSORS).is_file() and (folder / PROMPTS).is_file():
         shutil.rmtree(folder / SHARDS, ignore_errors=True)
         return folder
@@ -207,7 +205,46 @@ def _digest(value: Sequence) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def _begun(folder: Path, settings: dict, *, replace: bool, alone: bool) -> bool:
+def _ends(pipeline) -> dict[str, str]:
+    """The networks as caches of earlier versions name them: by two tensors of each."""
+    decoder = list(LatentDecoder(pipeline.vae).parameters())
+    return {
+        "model": _digest((pipeline.unet.conv_in.weight, pipeline.unet.conv_out.bias)),
+        "decoder": _digest((decoder[0], decoder[-1])),
+        "text_encoder": _digest(list(pipeline.text_encoder.parameters())[-2:]),
+    }
+
+
+def _words_read(
+    tokenizer, prompts: Sequence[str], words: Sequence[Sequence[str]], *, truncate: bool
+) -> tuple[list[list[str]], list[set[int]]]:
+    """The words of each prompt that the text encoder reads, and the positions of their tokens."""
+    read, positions, cut = [], [], 0
+    for number, (prompt, some) in enumerate(zip(prompts, words, strict=True)):
+        read.append([])
+        positions.append(set())
+        for word in filter(None, some):
+            try:
+                found = word_tokens(tokenizer, prompt, word)
+            except WordCutOff as error:
+                if not truncate:
+                    raise WordCutOff(f"prompt {number}: {error}") from error
+                cut += 1
+                continue
+            except ValueError as error:
+                raise type(error)(f"prompt {number}: {error}") from error
+            read[-1].append(word)
+            positions[-1].update(found)
+    if cut:
+        print(
+            f"{cut} words are cut off with their prompts, and are not in the maps", file=sys.stderr
+        )
+    return read, positions
+
+
+def _begun(
+    folder: Path, settings: dict, *, replace: bool, alone: bool, earlier: Mapping[str, str]
+) -> bool:
     """Whether the folder holds samples of these settings; others are refused, or removed.
 
     Settings without a sample are those of a run that failed before its first one, and bind nobody;
@@ -220,6 +257,9 @@ def _begun(folder: Path, settings: dict, *, replace: bool, alone: bool) -> bool:
     saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for later in ("decoder", "text_encoder", "scheduler"):  # caches from before do not name them
         saved.setdefault(later, settings[later])
+    for name, ends in earlier.items():
+        if saved.get(name) == ends:
+            saved[name] = settings[name]
     if replace and saved != settings:
         for old in (path, *made):
             old.unlink(missing_ok=True)
@@ -257,10 +297,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quantile", type=float, default=0.7, help="of AAS")
     parser.add_argument("--kinds", nargs="+", default=[], choices=MAP_KINDS, help=(
         "further maps of the same samples, for the ablations"))  # fmt: skip
-    parser.add_argument("--cas-side", type=int, default=SMALL_MAPS["side"], help=(
-        "side that token maps are enlarged to before CAS clusters them"))  # fmt: skip
-    parser.add_argument("--cas-quantile", type=float, default=SMALL_MAPS["quantile"], help=(
-        "CAS clusters the pixels above this quantile of a token's map"))  # fmt: skip
+    parser.add_argument("--cas-side", type=int, help=(
+        "side that token maps are enlarged to before CAS clusters them; default: as the latents "
+        "need it"))  # fmt: skip
+    parser.add_argument("--cas-quantile", type=float, help=(
+        "CAS clusters the pixels above this quantile of a token's map; default: likewise"
+    ))  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     tune_processor()
@@ -270,15 +312,18 @@ def main(arguments: list[str] | None = None) -> None:
         split=options.split,
         count=options.count,
     )
+    pipeline = load_pipeline(
+        options.pipeline,
+        unet=options.unet,
+        device=options.device,
+        dtype=sampling_dtype(options.device, options.precision),
+        attention_slicing=options.attention_slicing,
+        offload=options.offload,
+    )
+    given = {"side": options.cas_side, "quantile": options.cas_quantile}
+    cas = cas_settings(pipeline) | {k: value for k, value in given.items() if value is not None}
     sample_with_maps(
-        load_pipeline(
-            options.pipeline,
-            unet=options.unet,
-            device=options.device,
-            dtype=sampling_dtype(options.device, options.precision),
-            attention_slicing=options.attention_slicing,
-            offload=options.offload,
-        ),
+        pipeline,
         [record.report for record in records],
         [record.words for record in records],
         options.out,
@@ -286,7 +331,7 @@ def main(arguments: list[str] | None = None) -> None:
         steps=options.steps,
         guidance=options.guidance,
         batch=options.batch,
-        cas={"side": options.cas_side, "quantile": options.cas_quantile},
+        cas=cas,
         scale=options.scale,
         quantile=options.quantile,
         kinds=options.kinds,

@@ -69,7 +69,7 @@ def test_word_tokens_takes_the_occurrence_asked_for():
 
 @pytest.mark.parametrize("prompt", ["No effusion", "pneumothoraxes", "pneumo thorax"])
 def test_word_that_is_not_in_the_prompt_is_refused(prompt):
-    with pytest.raises(ValueError, match=f"does not contain the word 'pneumothorax': '{prompt}'"):
+    with pytest.raises(ValueError, match="does not contain the word 'pneumothorax'"):
         word_tokens(tiny_tokenizer(), prompt, "pneumothorax")
 
 

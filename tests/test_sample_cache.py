@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import medsign_lite.sample_cache as cache_module
 from medsign_lite.data import Record, write_manifest
 from medsign_lite.latent_cache import read_latent_cache
 from medsign_lite.latent_diffusion import LatentDecoder, decode, sample
-from medsign_lite.localisation import pathology_map
+from medsign_lite.localisation import WordCutOff, WordNotFound, cas_settings, pathology_map
 from medsign_lite.sample_cache import choose_records, main, sample_with_maps
 from tests.tiny_pipeline import tiny_pipeline
 
@@ -197,6 +198,33 @@ def test_long_prompts_are_refused_or_cut(pipeline, tmp_path):
     assert read_latent_cache(tmp_path, LatentDecoder(pipeline.vae)).prompts[0] == prompts[0]
 
 
+def test_words_that_are_cut_off_or_that_a_report_has_not_are_left_out(pipeline, tmp_path, capsys):
+    prompts = ["no " * 20 + "edema", "no edema", "effusion"]
+    words, options = [["edema"], ["edema", ""], [""]], OPTIONS | {"seeds": SEEDS[:3]}
+    with pytest.raises(WordCutOff, match="prompt 0: .* cuts off the word 'edema'") as error:
+        sample_with_maps(pipeline, prompts, words, tmp_path, **options)
+    assert "no no" not in str(error.value)  # a patient's report is not quoted
+    sample_with_maps(pipeline, prompts, words, tmp_path, **options, truncate=True)
+    assert "1 words are cut off with their prompts" in capsys.readouterr().err
+    maps = read_latent_cache(tmp_path, LatentDecoder(pipeline.vae)).maps
+    assert [bool(some.any()) for some in maps] == [False, True, False]
+
+
+def test_attention_that_was_trained_alone_is_another_model(tmp_path, monkeypatch):
+    pipeline, other = tiny_pipeline(), tiny_pipeline()
+    sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
+    for name, weight in other.unet.named_parameters():
+        if "attn2" in name:
+            weight.data *= 3
+    with pytest.raises(ValueError, match="settings: model was"):
+        sample_with_maps(other, PROMPTS, WORDS, tmp_path, **OPTIONS)
+    # Caches of earlier versions name the networks by their ends, and stay what they are.
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    (tmp_path / "settings.json").write_text(json.dumps(settings | cache_module._ends(pipeline)))
+    monkeypatch.setattr(cache_module, "pathology_map", lambda *a, **o: pytest.fail("sampled"))
+    sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path, **OPTIONS)
+
+
 def test_samples_of_other_settings_are_refused_or_replaced(pipeline, tmp_path):
     folder = sample_with_maps(pipeline, PROMPTS, WORDS, tmp_path / "a", **OPTIONS)
     before = read_latent_cache(folder, LatentDecoder(pipeline.vae))
@@ -219,7 +247,7 @@ def test_samples_of_other_settings_are_refused_or_replaced(pipeline, tmp_path):
 def test_bad_word_is_found_before_anything_is_sampled(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "pathology_map", lambda *a, **o: pytest.fail("sampled"))
     words = [*WORDS[:3], ["drusen"]]
-    with pytest.raises(ValueError, match="does not contain the word 'drusen'"):
+    with pytest.raises(WordNotFound, match="prompt 3: .* does not contain the word 'drusen'"):
         sample_with_maps(pipeline, PROMPTS, words, tmp_path, **OPTIONS)
     with pytest.raises(ValueError, match="got 4, 3 and 4"):
         sample_with_maps(pipeline, PROMPTS, WORDS[:3], tmp_path, **OPTIONS)
@@ -260,4 +288,14 @@ def test_command_line_makes_a_cache_of_a_manifest(pipeline, tmp_path):
     ])  # fmt: skip
     cache = read_latent_cache(tmp_path / "out", LatentDecoder(pipeline.vae))
     assert cache.prompts == ("no edema", "effusion", "no edema")
-    assert json.loads((tmp_path / "out/settings.json").read_text())["precision"] == "bfloat16"
+    settings = json.loads((tmp_path / "out/settings.json").read_text())
+    assert settings["precision"] == "bfloat16" and settings["cas"] == {"quantile": 0.9, "side": 32}
+
+
+def test_cas_has_its_own_settings_where_latents_are_small():
+    assert cas_settings(tiny_pipeline()) == {"side": 64, "quantile": 0.9}
+    large = SimpleNamespace(
+        vae=tiny_pipeline().vae,
+        unet=SimpleNamespace(config=SimpleNamespace(sample_size=(64, 96))),
+    )
+    assert cas_settings(large) == {}
