@@ -5,8 +5,9 @@ all, and the manifest last; the same call in the same folder goes on where it st
 call is refused.
 
 Nothing that identifies a patient is written: no file name, no patient's or study's number, none of
-a file's metadata. Images get running numbers in an order drawn by the seed. Reports are copied as
-they are.
+a file's metadata. Images get running numbers in an order drawn by the seed. Pixels and reports are
+copied as they are: text that was burned into an image stays in it, but for DICOM files that say of
+themselves that they have some, which are dropped.
 """
 
 import hashlib

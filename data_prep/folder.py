@@ -7,8 +7,9 @@
 Images (PNG, JPEG, TIFF, DICOM and others) become square 8-bit PNG files, cropped at the centre.
 They are found by their endings, DICOM also without one; how many other files there are is said.
 Nothing that identifies a patient is copied: no file name, no patient's number, none of a file's
-metadata; images get running numbers in an order drawn by the seed. Reports are copied as they are:
-take names out of them first.
+metadata; images get running numbers in an order drawn by the seed. Reports and pixels are copied as
+they are: take names out of them first. DICOM files that say that text is burned into their pixels
+are dropped.
 """
 
 import os

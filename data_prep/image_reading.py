@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_prep.pixels import Unusable, stretch
-from medsign_lite.deployment.dicom import is_dicom, read_dicom
+from medsign_lite.deployment.dicom import has_burned_in_text, is_dicom, read_dicom
 
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
@@ -70,6 +70,8 @@ def _shown_dicom(path: Path) -> Image.Image:
         pixels = read_dicom(path, name="its DICOM file")
     except ValueError as error:
         raise Unusable(str(error)) from None
+    if has_burned_in_text(path):
+        raise Unusable("its DICOM file says that text is burned into its pixels")
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
 
 

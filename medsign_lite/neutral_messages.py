@@ -97,10 +97,17 @@ def unmarked_views(
     }
 
 
-def read_unmarked(source: str | Path, pipeline: str | Path | None, *, limit: int) -> Tensor:
-    """(N, 3, H, W) uint8: the original decoder's images of a latent cache, or a folder's."""
+def read_unmarked(
+    source: str | Path, pipeline: str | Path | None, *, limit: int, size: int = 128
+) -> Tensor:
+    """(N, 3, H, W) uint8: the original decoder's images of a latent cache, or a folder's.
+
+    Args:
+        size: that a folder's are brought to, in pixels; those of a cache stay as they were drawn.
+            Give the one that they have: made smaller, they lose the trace that is looked for.
+    """
     if not (Path(source) / TENSORS).is_file():
-        return read_image_stack(source, limit=limit)
+        return read_image_stack(source, limit=limit, size=size)
     if pipeline is None:
         raise ValueError(f"{source} is a latent cache: --pipeline must name what it was made with")
     decoder = LatentDecoder(load_pipeline(pipeline).vae).eval()
@@ -114,6 +121,8 @@ def main(arguments: list[str] | None = None) -> None:
         "unmarked: a latent cache, folder, manifest or .npy"))  # fmt: skip
     parser.add_argument("--pipeline", help="that a latent cache was made with")
     parser.add_argument("--extractor", required=True, help="folder of a whitened extractor")
+    parser.add_argument("--size", type=int, default=128, help=(
+        "side of a folder's images in pixels: the one that they have"))  # fmt: skip
     parser.add_argument("--limit", type=int, default=300, help="images to read at most")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", required=True, help="JSON file that gets the message")
@@ -122,7 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         extractor = load_extractor(options.extractor, device=options.device)
         message = read_message(options.seed, bits=extractor.config.bits)
-        images = read_unmarked(options.images, options.pipeline, limit=options.limit)
+        images = read_unmarked(options.images, options.pipeline, limit=options.limit,
+                               size=options.size)  # fmt: skip
         views = unmarked_views(extractor, images)
         neutral = neutral_message(message, list(views.values()))
     except (FileNotFoundError, ValueError) as error:

@@ -136,6 +136,9 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="other settings: unconditional was 0.1, is 0.5"):
         fit_diffusion(pipeline_of(), latents_of(), REPORTS, tmp_path / "killed",
                       unconditional=0.5, **OPTIONS)  # fmt: skip
+    with pytest.raises(ValueError, match="other settings: words was"):
+        fit_diffusion(pipeline_of(), latents_of(), [*REPORTS[:-1], "another"], tmp_path / "killed",
+                      **OPTIONS)  # fmt: skip
 
 
 def test_result_is_the_average_of_the_weights(tmp_path):

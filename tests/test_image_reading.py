@@ -8,6 +8,7 @@ from PIL import Image
 
 from data_prep.image_reading import nameless, read_pixels
 from data_prep.pixels import Unusable
+from tests.dicom_files import write_dicom
 from tests.source_folders import noise, save, truncate
 
 
@@ -53,6 +54,15 @@ def test_read_pixels_leaves_the_name_out_of_the_systems_errors(tmp_path, monkeyp
     with pytest.raises(PermissionError, match="an image cannot be read: Permission denied") as e:
         read_pixels(tmp_path / "Doe_00.png")
     assert "Doe" not in str(e.value) and e.value.__suppress_context__
+
+
+def test_read_pixels_drops_dicom_that_says_it_has_text_in_its_pixels(tmp_path):
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    path = write_dicom(tmp_path / "a.dcm", values, BurnedInAnnotation="NO")
+    assert read_pixels(path).size == (8, 8)
+    path = write_dicom(tmp_path / "b.dcm", values, BurnedInAnnotation="YES")
+    with pytest.raises(Unusable, match="says that text is burned into its pixels"):
+        read_pixels(path)
 
 
 def test_nameless_leaves_other_errors_alone():

@@ -1,6 +1,7 @@
 """The judges: what they compute, how they are scored, and that training works and resumes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -428,6 +429,12 @@ def test_fit_judge_refuses_another_run_and_unclear_lengths(classifier, tmp_path)
     judge_training.fit_judge(classifier, data, data, tmp_path, steps=1, batch=4)
     with pytest.raises(ValueError, match="run with other settings"):
         judge_training.fit_judge(classifier, data, data, tmp_path, steps=2, batch=2)
+    other = replace(data, images=255 - data.images)
+    with pytest.raises(ValueError, match="other settings: images was"):
+        judge_training.fit_judge(classifier, other, data, tmp_path, steps=2, batch=4)
+    other = replace(data, presence=1 - data.presence)
+    with pytest.raises(ValueError, match="other settings: labels was"):
+        judge_training.fit_judge(classifier, other, data, tmp_path, steps=2, batch=4)
     # Longer is no other run.
     judge_training.fit_judge(classifier, data, data, tmp_path, steps=2, batch=4)
     assert load_training_state(tmp_path / "training.pt")["budget"]["step"] == 2

@@ -60,6 +60,9 @@ def test_every_token_of_a_word_is_to_know_its_side_and_no_other():
     both = replace(record_of("edema", ("edema", "right")), findings=("edema",) * 2,
                    words=("edema",) * 2, sides=("right", "left"), masks=(None,) * 2)  # fmt: skip
     assert (read_sides([both], tokenizer) == IGNORED).all()  # one word, two sides
+    three = replace(both, findings=("edema",) * 3, words=("edema",) * 3, masks=(None,) * 3,
+                    sides=("right", "left", "right"))  # fmt: skip
+    assert (read_sides([three], tokenizer) == IGNORED).all()
 
 
 def test_side_loss_is_the_cross_entropy_of_the_named_tokens_alone():

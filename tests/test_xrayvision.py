@@ -1,5 +1,6 @@
 """TorchXRayVision's conventions, against a stand-in for the package, which CI cannot import."""
 
+import pickle
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -75,6 +76,17 @@ def test_open_classifier_takes_the_bundled_one_a_folder_or_a_name(monkeypatch):
     assert bundled.config == open_classifier(folder).config
     monkeypatch.setattr("medsign_lite.judges.xrayvision.load_xrayvision", lambda name, device: name)
     assert open_classifier("densenet121-res224-chex") == "densenet121-res224-chex"
+
+
+def test_load_says_that_the_package_is_too_old_to_read_its_files(monkeypatch):
+    def refuse(weights):
+        raise pickle.UnpicklingError("Weights only load failed")
+
+    package = ModuleType("torchxrayvision")
+    package.models = SimpleNamespace(DenseNet=refuse)
+    monkeypatch.setitem(sys.modules, "torchxrayvision", package)
+    with pytest.raises(ImportError, match="install a newer one .Weights only load failed"):
+        load_xrayvision("densenet121-res224-nih")
 
 
 def test_load_says_what_to_install(monkeypatch):

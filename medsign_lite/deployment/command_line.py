@@ -59,8 +59,8 @@ would a private key. The bundled one is public: it is there to learn and test wi
 """
 ADD = """\
 Add a key to a registry, which is made if there is none. Refused are an id that is there already
-and a message too close to another's: two must differ in so many bits that an image just good
-enough for one cannot match the other as well (15 of 48).
+and a message too close to another's: two must differ in so many bits that by counting an image
+just good enough for one cannot match the other as well (15 of 48).
 """
 
 

@@ -112,6 +112,19 @@ def read_dicom(path: Path, *, name: str = "DICOM file") -> np.ndarray:
     return shown
 
 
+def has_burned_in_text(path: Path) -> bool:
+    """Whether a DICOM file says of itself that text is burned into its pixels (0028,0301).
+
+    A file that does not say may hold some all the same.
+    """
+    import_pydicom()
+    import pydicom
+
+    with _pydicom_quiet():
+        file = pydicom.dcmread(path, specific_tags=["BurnedInAnnotation"])
+        return str(file.get("BurnedInAnnotation", "")).strip().upper() == "YES"
+
+
 @contextmanager
 def _pydicom_quiet() -> Iterator[None]:
     """Hold pydicom's warnings back: it has one for every small breach of the standard.

@@ -59,7 +59,8 @@ def detect_keys(
 
     Returns:
         B decisions. Of several detected keys the one of the smallest p-value counts; equal ones are
-        a tie, which names them all. Messages that are `keys.minimum_distance` apart do not tie.
+        a tie, which names them all: of messages that are `keys.minimum_distance` apart only where
+        the image is next to silent on all the bits that they differ in.
 
     Raises:
         ValueError: if the registry is empty or of another number of bits, if the rate is not in

@@ -24,6 +24,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
+from medsign_lite.checkpoints import digest
 from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.encoded_images import encoded_images
@@ -126,6 +127,7 @@ def fit_diffusion(
         images=len(latents), batch=batch, accumulate=accumulate, learning_rate=learning_rate,
         unconditional=unconditional, average=average, train_text_encoder=train_text_encoder,
         prediction_type=scheduler.config.prediction_type, seed=seed,
+        latents=digest([latents]), words=digest([tokens]),
     )  # fmt: skip
     if state := load_training_state(folder / "state.pt", settings=settings):
         for name, part in (("model", model), ("averaged", averaged), ("optimiser", optimiser)):

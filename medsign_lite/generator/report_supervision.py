@@ -38,10 +38,12 @@ def read_sides(records: Sequence[Record], tokenizer: CLIPTokenizer) -> Tensor:
     to, and IGNORED where it belongs to none, or to findings of different sides."""
     sides = torch.full((len(records), tokenizer.model_max_length), IGNORED)
     for row, record in zip(sides, records, strict=True):
+        told: dict[str, set[int]] = {}
         for word, side in zip(record.words, record.sides, strict=True):
-            number, own = SIDES.index(side), report_tokens(tokenizer, record, word)
-            shared = bool(own) and row[own[0]] not in (IGNORED, number)
-            row[own] = IGNORED if shared else number
+            told.setdefault(word, set()).add(SIDES.index(side))
+        for word, numbers in told.items():
+            own = report_tokens(tokenizer, record, word)
+            row[own] = numbers.pop() if len(numbers) == 1 else IGNORED
     return sides
 
 

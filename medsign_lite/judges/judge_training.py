@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from medsign_lite.checkpoints import load_strictly
+from medsign_lite.checkpoints import digest, load_strictly
 from medsign_lite.data import read_manifest
+from medsign_lite.image_stack import stack_digest
 from medsign_lite.judges.judge_data import Phantoms
 from medsign_lite.judges.judge_networks import (
     WIDTHS,
@@ -142,7 +143,8 @@ def fit_judge(
     }[judge.config.kind]
     settings = plain_settings(
         config=asdict(judge.config), batch=batch, learning_rate=learning_rate, seed=seed,
-        entries=len(train),
+        entries=len(train), images=stack_digest(train.images),
+        labels=digest([train.masks[::64], train.presence, train.sides.nan_to_num(-1.0)]),
     )  # fmt: skip
     optimiser = torch.optim.AdamW(judge.parameters(), lr=learning_rate, weight_decay=0.05)
     generator = torch.Generator().manual_seed(seed)

@@ -7,6 +7,7 @@ them all between .5 and .73, and every change of a probability with them.
 """
 
 import importlib
+import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,11 +69,15 @@ def load_xrayvision(
 ) -> XRayVisionClassifier:
     """Load a classifier of TorchXRayVision by its name, frozen, in evaluation mode.
 
+    The package downloads its own files and unpickles them, which can run whatever is in them: they
+    have to be trusted, unlike all else that is loaded here.
+
     Args:
         weights: "densenet121-res224-..." or "resnet50-res512-all"; downloaded on first use.
 
     Raises:
-        ImportError: if torchxrayvision or what it needs is missing, saying what to install.
+        ImportError: if torchxrayvision or what it needs is missing or too old, saying what to
+            install.
         ValueError: for a name of neither kind.
     """
     found = re.fullmatch(r"(densenet121|resnet50)-res(\d+)-\w+", weights)
@@ -87,8 +92,15 @@ def load_xrayvision(
             "TorchXRayVision cannot be imported. Install it with a torchvision made for the torch "
             f"that is here, {torch.__version__}: pip install torchxrayvision torchvision ({error})"
         ) from error
-    network = models.DenseNet if found[1] == "densenet121" else models.ResNet
-    classifier = XRayVisionClassifier(network(weights=weights), size=int(found[2]))
+    kind = models.DenseNet if found[1] == "densenet121" else models.ResNet
+    try:
+        network = kind(weights=weights)
+    except pickle.UnpicklingError as error:
+        raise ImportError(
+            "this TorchXRayVision cannot read its weights with the torch that is here, "
+            f"{torch.__version__}: install a newer one ({str(error).splitlines()[0]})"
+        ) from error
+    classifier = XRayVisionClassifier(network, size=int(found[2]))
     return classifier.to(device).eval().requires_grad_(False)
 
 
