@@ -1,12 +1,13 @@
-"""Files that are either whole or absent.
+"""Files and folders that are either whole or absent.
 
-Training is killed, disks fill up. Everything this library writes goes to a temporary name in the
-same folder first and is renamed when complete, so that a reader never meets half a file and a
-failed write leaves the earlier version as it was.
+Training is killed, disks fill up. What this library writes, and reads again, goes to a temporary
+name in the same folder first and is renamed when complete, so that a reader never meets half a file
+and a failed write leaves the earlier version as it was.
 """
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,28 @@ def whole_file(path: str | Path, *, private: bool = False) -> Iterator[BinaryIO]
                 "(nothing half-written was left)",
                 str(path),
             ) from error
+        raise
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Write a folder under a temporary name; at the end it takes the place of `path`.
+
+    For what another library writes as several files.
+
+    Yields:
+        The empty temporary folder. An error removes it and leaves the earlier folder as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 

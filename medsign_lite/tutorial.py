@@ -19,6 +19,7 @@ from pathlib import Path
 
 import nbformat
 
+from medsign_lite.files import whole_file
 from medsign_lite.index_page import write_index
 from medsign_lite.notebook_execution import (
     check_parameters,
@@ -103,7 +104,9 @@ def run_tutorial(
             break
         print(f"{notebook.stem}: passed in {seconds:.0f} s", flush=True)
         if in_place:
-            nbformat.write(committed_form(nbformat.read(target, as_version=4)), notebook)
+            text = nbformat.writes(committed_form(nbformat.read(target, as_version=4)))
+            with whole_file(notebook) as file:
+                file.write((text.rstrip("\n") + "\n").encode())
     print(f"index page: {write_index(folder)}", flush=True)
     return not failed
 

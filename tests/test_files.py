@@ -4,7 +4,7 @@ import os
 import pytest
 
 from medsign_lite import files
-from medsign_lite.files import whole_file
+from medsign_lite.files import whole_file, whole_folder
 
 
 def test_whole_file_writes_and_creates_the_folder(tmp_path):
@@ -25,6 +25,20 @@ def test_whole_file_keeps_the_old_version_when_interrupted(tmp_path, error):
         raise error
     assert path.read_bytes() == b"old"
     assert [f.name for f in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_whole_folder_takes_the_place_of_an_earlier_one_when_complete(tmp_path):
+    (tmp_path / ".a.part").mkdir()  # of a run that was killed
+    (tmp_path / ".a.part" / "old").touch()
+    for name in ("first", "second"):
+        with whole_folder(tmp_path / "a") as part:
+            (part / name).touch()
+        assert [f.name for f in (tmp_path / "a").iterdir()] == [name]
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "a") as part:
+        (part / "third").touch()
+        raise KeyboardInterrupt
+    assert [f.name for f in tmp_path.iterdir()] == ["a"]
+    assert [f.name for f in (tmp_path / "a").iterdir()] == ["second"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX systems")

@@ -217,7 +217,8 @@ def fit_autoencoder(
             last_save = time.monotonic()
     save()
     vae = average.eval()
-    vae.register_to_config(scaling_factor=latent_scale(vae, images[:512]))
+    some = images[:: max(1, len(images) // 512)]  # of all modalities: a manifest lists one by one
+    vae.register_to_config(scaling_factor=latent_scale(vae, some))
     if processes.is_main:
         vae.save_pretrained(folder / "vae")
     processes.wait()

@@ -35,6 +35,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from medsign_lite.checkpoints import digest
 from medsign_lite.data import SIDES, Record, read_manifest
 from medsign_lite.encoded_images import encoded_images
+from medsign_lite.files import whole_folder
 from medsign_lite.generator.bundled_networks import (
     build_scheduler,
     build_text_encoder,
@@ -161,8 +162,9 @@ def fit_denoiser(
     kept = folder / "tokenizer"  # a resumed run's weights know the numbers of this one
     tokenizer = CLIPTokenizer.from_pretrained(kept) if kept.is_dir() else learn_tokenizer(reports)
     processes.wait()  # all have looked for it before one writes it
-    if processes.is_main:
-        tokenizer.save_pretrained(kept)
+    if processes.is_main and not kept.is_dir():
+        with whole_folder(kept) as part:
+            tokenizer.save_pretrained(part)
     tokens = _tokens(tokenizer, [*reports, ""])  # (N + 1, T); the last row is the empty prompt
     sides = read_sides(records, tokenizer)
     owners, regions = read_groundings(records, tokenizer, tuple(latents.shape[-2:]))

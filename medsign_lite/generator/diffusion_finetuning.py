@@ -14,7 +14,6 @@ a manifest of one's own rarely has masks or sides. Several processes share a bat
 
 import argparse
 import copy
-import shutil
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -28,6 +27,7 @@ from medsign_lite.checkpoints import digest
 from medsign_lite.curriculum import learning_rate_factor
 from medsign_lite.data import MODALITIES, read_manifest
 from medsign_lite.encoded_images import encoded_images
+from medsign_lite.files import whole_folder
 from medsign_lite.generator.bundled_networks import read_as_float32
 from medsign_lite.generator.diffusion_step import diffusion_step, training_scheduler
 from medsign_lite.generators import freeze
@@ -201,17 +201,14 @@ def _with_networks(
 
 def _save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, *, half: bool) -> None:
     """Write an ordinary folder, whole or not at all; the autoencoder's weights as they are."""
-    temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
     networks = (pipeline.unet, pipeline.text_encoder)
     for network in networks if half else ():
         network.half()
-    pipeline.save_pretrained(temporary)
-    read_as_float32(temporary)
+    with whole_folder(folder) as part:
+        pipeline.save_pretrained(part)
+        read_as_float32(part)
     for network in networks:
         network.float()
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
 
 
 def main(arguments: list[str] | None = None) -> None:
