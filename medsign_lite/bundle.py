@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 
 from medsign_lite import decoder_recipe, finetuning, neutral_messages, pretraining, sample_cache
+from medsign_lite.checkpoints import weights_fingerprint
+from medsign_lite.data import MODALITIES
 from medsign_lite.deployment.keys import SHIPPED, registry_of_decoders, write_registry
 from medsign_lite.generator import autoencoder_training, denoiser_training
 from medsign_lite.judges import judge_training
@@ -35,6 +37,14 @@ STEPS = {
     "decoder_chest": decoder_recipe.STEPS["chest"],
     "decoder_fundus": decoder_recipe.STEPS["fundus"],
 }
+# Weights that a stage is made of: with others it is made again, or its own command refuses.
+_MADE_OF = {
+    "segmenter": ("classifier",),
+    "keys": ("decoder_chest", "decoder_fundus"),
+    **{f"cache_{modality}": ("pipeline",) for modality in MODALITIES},
+    **{f"{stage}_{modality}": ("pipeline", "extractor")
+       for stage in ("message", "decoder") for modality in MODALITIES},
+}  # fmt: skip
 KEY_NOTE = "Shipped with medsign_lite and public: to learn and test with."
 # The decoders take the first; those of Table 1 and of the ablations find theirs beside it.
 KINDS = ("sharp", "literal", "sharp_without_cas", "without_aas")
@@ -130,9 +140,20 @@ def stages(
     }
 
 
-def _of_steps(record: Path, steps: int | None) -> bool:
-    """Whether a stage is recorded as finished, after as many steps as are asked for now."""
-    return record.is_file() and read_result(record)["config"]["steps"] == steps
+def _is_current(record: Path, steps: int | None, made_of: str | None) -> bool:
+    """Whether a stage is recorded as finished, after as many steps as are asked for now and of the
+    weights that are there now; a record that does not say of which is taken."""
+    if not record.is_file():
+        return False
+    config = read_result(record)["config"]
+    return config["steps"] == steps and config.get("made_of") in (None, made_of)
+
+
+def _fingerprint(name: str, weights: Path) -> str | None:
+    """Of what a stage is made of; None if it is made of no weights, or they are not there."""
+    parts = _MADE_OF.get(name, ())
+    there = all(any((weights / part).rglob("*.safetensors")) for part in parts)
+    return weights_fingerprint(weights, parts) if parts and there else None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -158,7 +179,8 @@ def main(arguments: list[str] | None = None) -> None:
         # Its own record says that a stage is finished: what it makes may be there from before, as
         # the weights of a clone are.
         finished = options.work / f"{name}.json"
-        if made.exists() and _of_steps(finished, steps.get(name)):
+        made_of = _fingerprint(name, options.out)
+        if made.exists() and _is_current(finished, steps.get(name), made_of):
             print(f"{name}: already at {made}")
             continue
         print(f"{name}: {steps.get(name, 'no')} steps of training")
@@ -166,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
         log = options.work / name / "log.jsonl"
         rows = log.read_text().splitlines() if log.is_file() else []
         figures = json.loads(rows[-1]) if rows else {}
-        config = {"steps": steps.get(name), "device": options.device}
+        config = {"steps": steps.get(name), "device": options.device, "made_of": made_of}
         record_result(finished, figures, config)
 
 

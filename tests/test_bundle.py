@@ -21,7 +21,7 @@ MODULES = (
 # What each command leaves in its folder, as the next one expects it.
 MADE = {
     "autoencoder": "vae/config.json",
-    "denoiser": "pipeline/model_index.json",
+    "denoiser": "pipeline/model.safetensors",
     "extractor": "extractor/model.safetensors",
     "decoder_chest": "decoder/model.safetensors",
     "decoder_fundus": "decoder/model.safetensors",
@@ -78,6 +78,23 @@ def test_every_stage_runs_once_in_order(commands, tmp_path, capsys):
     capsys.readouterr()
     bundle.main(options)
     assert not given and capsys.readouterr().out.count("already at") == len(ORDER)
+
+
+def test_what_was_made_of_other_weights_is_made_again(commands, tmp_path):
+    given, options = commands
+    bundle.main(options)
+    given.clear()
+    (tmp_path / "weights" / "extractor" / "model.safetensors").write_text("another")
+    bundle.main(options)
+    made = ["message_chest", "message_fundus", "decoder_chest", "decoder_fundus"]
+    assert list(given) == made  # the decoders of the toy are the same again, and so are the keys
+    given.clear()
+    record = tmp_path / "work" / "message_chest.json"
+    document = json.loads(record.read_text())
+    del document["config"]["made_of"]  # of an earlier version, which does not say
+    record.write_text(json.dumps(document))
+    bundle.main(options)
+    assert not given
 
 
 def test_weights_that_were_there_before_are_replaced(commands, tmp_path):
