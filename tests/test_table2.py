@@ -204,17 +204,16 @@ def test_bad_input_is_named_before_anything_is_measured(run, models, tmp_path, m
         run(weights=tmp_path / "empty")
 
 
-def test_a_decoder_of_the_other_modality_is_refused(run, models, tmp_path):
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"modality": "fundus"}, "is a decoder of fundus, not of chest"),
+        ({"extractor": "0123456789ab"}, "row medsign: .* with the extractor 0123456789ab, and is"),
+    ],
+    ids=["modality", "extractor"],
+)
+def test_a_decoder_of_another_kind_is_refused(run, models, tmp_path, about, message):
     folder = tmp_path / "variants" / "medsign" / "seed-0" / "decoder"
-    about = {"message": "1" * 48, "modality": "fundus"}
-    save_decoder(folder, copy_decoder(tiny_pipeline().vae), about)
-    with pytest.raises(ValueError, match="is a decoder of fundus, not of chest"):
-        run("medsign", variants=tmp_path / "variants")
-
-
-def test_a_decoder_of_another_extractor_is_refused(run, models, tmp_path):
-    folder = tmp_path / "variants" / "medsign" / "seed-0" / "decoder"
-    about = {"message": "1" * 48, "extractor": "0123456789ab"}
-    save_decoder(folder, copy_decoder(tiny_pipeline().vae), about)
-    with pytest.raises(ValueError, match="row medsign: .* with the extractor 0123456789ab, and is"):
+    save_decoder(folder, copy_decoder(tiny_pipeline().vae), {"message": "1" * 48, **about})
+    with pytest.raises(ValueError, match=message):
         run("medsign", variants=tmp_path / "variants")
