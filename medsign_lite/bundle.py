@@ -20,6 +20,7 @@ from medsign_lite import decoder_recipe, finetuning, neutral_messages, pretraini
 from medsign_lite.checkpoints import weights_fingerprint
 from medsign_lite.data import MODALITIES
 from medsign_lite.deployment.keys import SHIPPED, registry_of_decoders, write_registry
+from medsign_lite.files import whole_folder
 from medsign_lite.generator import autoencoder_training, denoiser_training
 from medsign_lite.judges import judge_training
 from medsign_lite.latent_diffusion import BUNDLED
@@ -61,12 +62,8 @@ def stages(
         module.main([str(argument) for argument in arguments])
 
     def publish(made: Path, name: str) -> None:
-        # A folder is copied whole under another name first: half a model is never found.
-        unfinished = weights / f".{name}"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(made, unfinished)
-        shutil.rmtree(weights / name, ignore_errors=True)
-        unfinished.rename(weights / name)
+        with whole_folder(weights / name) as part:  # half a model is never found
+            shutil.copytree(made, part, dirs_exist_ok=True)
 
     def autoencoder() -> None:
         run(autoencoder_training, "autoencoder", "--data", data)

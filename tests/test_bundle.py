@@ -135,8 +135,8 @@ def test_the_two_decoders_carry_different_messages(commands):
 def test_unfinished_copy_is_never_found(commands, tmp_path, monkeypatch):
     given, options = commands
 
-    def fails(source, target):
-        Path(target).mkdir(parents=True)
+    def fails(source, target, **options):
+        (Path(target) / "half").mkdir(parents=True)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
