@@ -22,6 +22,7 @@ from medsign_lite.messages import check_one_message_per_image
 from medsign_lite.spectral import SpectralConfig, SpectralEmbedder, SpectralExtractor
 from medsign_lite.whitening import whitening_transform
 
+MESSAGE_GAIN = 8.0  # of the projections at first: what they say must not drown in the picture
 MINIMUM_SIDE = 32  # pixels of an image that is decided about; an attack may halve it before
 
 
@@ -166,7 +167,7 @@ class Embedder(nn.Module):
             nn.Linear(config.bits, channels, bias=False) for _ in self.injected
         )
         for projection in projections:
-            nn.init.orthogonal_(projection.weight)
+            nn.init.orthogonal_(projection.weight, gain=MESSAGE_GAIN)
         self.projections = projections
         self.colours = 1 if config.grey else 3
         self.last = nn.Conv2d(channels, self.colours * config.embedder_fold**2, 1)

@@ -44,7 +44,7 @@ from medsign_lite.extractor import (
 from medsign_lite.image_stack import held_out_rows, read_image_stack, stack_digest
 from medsign_lite.images import quantise
 from medsign_lite.losses import message_loss
-from medsign_lite.messages import random_messages
+from medsign_lite.messages import is_written, random_messages
 from medsign_lite.metrics import bit_accuracy, psnr
 from medsign_lite.spectral import SpectralConfig
 from medsign_lite.training.budgets import Budget, log_row
@@ -101,13 +101,17 @@ def read_under_attack(
     return torch.cat([look(part).float() for part in attacked])
 
 
-def off_grid(image: Tensor, grid: int, *, generator: torch.Generator) -> Tensor:
-    """Cut 0 to `grid` - 1 rows and columns off the top left of (B, 3, H, W).
+def off_grid(
+    image: Tensor, grid: int, *, strength: float = 1.0, generator: torch.Generator
+) -> Tensor:
+    """Cut rows and columns off the top left of (B, C, H, W): up to `grid` - 1 at a strength of 1.
 
     The embedder draws in squares of `grid` pixels. An extractor that always finds them aligned with
-    the image's corner learns a code that any crop, rotation or resize destroys.
+    the image's corner learns a code that any crop, rotation or resize destroys; one that never does
+    learns nothing at first.
     """
-    top, left = torch.randint(grid, (2,), generator=generator).tolist()
+    bound = 1 + round(strength * (grid - 1))
+    top, left = torch.randint(bound, (2,), generator=generator).tolist()
     return image[..., top:, left:]
 
 
@@ -128,7 +132,8 @@ def pretrain_step(
 ) -> tuple[dict[str, float], Tensor]:
     """One optimiser step on images (B, 3, H, W) in [0, 1] and messages (B, K) in {0, 1}.
 
-    `attacks` parts of the batch each meet one attack, drawn from `attack_names`.
+    A bit of .5 is neither written nor counted (see `Curriculum.leave_out`). `attacks` parts of the
+    batch each meet one attack, drawn from `attack_names`.
     With `processes` these are this one's share of the batch. Batch normalisation sees no more than
     that, so several processes do not quite take the steps of one.
 
@@ -137,15 +142,15 @@ def pretrain_step(
     """
     with mixed_precision(images.device, precision):
         marked = embedder.embed(images, messages, strength, generator=generator).float()
-        marked = off_grid(marked, embedder.grid, generator=generator)
+        marked = off_grid(marked, embedder.grid, strength=attack_strength, generator=generator)
         logits = read_under_attack(
             extractor, marked, strength=attack_strength, parts=attacks, names=attack_names,
             generator=generator, processes=processes,
         )  # fmt: skip
     loss = message_loss(logits, messages)
     descend(loss, optimiser, processes)
-    logits = logits.detach()
-    accuracy = float(bit_accuracy(logits, messages).mean())
+    logits, written = logits.detach(), is_written(messages)
+    accuracy = float((logits > 0).eq(messages == 1)[written].float().mean())
     return {"loss": float(loss.detach()), "bit_accuracy": accuracy}, logits
 
 
@@ -267,7 +272,8 @@ def fit(
         chosen = torch.randint(0, len(train_rows), (batch_size,), generator=generator)
         batch = random_crops(images[train_rows[chosen]], size, generator=generator)
         batch = processes.part(batch).to(device).float() / 255
-        messages = random_messages(batch_size, config.bits, generator=generator).to(device)
+        messages = random_messages(batch_size, config.bits, generator=generator)
+        messages = state.leave_out(messages, generator=generator).to(device)
         values, logits = pretrain_step(
             embedder, extractor, optimiser, batch, processes.part(messages),
             strength=state.strength, attack_strength=state.attack_strength,
@@ -279,8 +285,9 @@ def fit(
         if processes.is_main and time.monotonic() - last_log > log_seconds:
             log_row(out, budget, {
                 "images": state.images, "size": size, "loss": values["loss"],
-                "bit_accuracy": state.bit_accuracy, "learnt_bits": state.learnt_bits,
-                "strength": state.strength, "attack_strength": state.attack_strength,
+                "bit_accuracy": state.bit_accuracy, "written": state.written,
+                "learnt_bits": state.learnt_bits, "strength": state.strength,
+                "attack_strength": state.attack_strength,
             })  # fmt: skip
             bar.update(int(100 * budget.progress) - bar.n)
             bar.set_postfix(bits=state.learnt_bits, accuracy=f"{state.bit_accuracy:.3f}")

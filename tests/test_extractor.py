@@ -5,6 +5,7 @@ import torch
 
 from medsign_lite.checkpoints import load_checkpoint, save_checkpoint
 from medsign_lite.extractor import (
+    MESSAGE_GAIN,
     Embedder,
     Extractor,
     ExtractorConfig,
@@ -90,7 +91,8 @@ def test_embedder_of_a_grey_extractor_adds_no_colour():
 
 def test_embedder_starts_with_orthogonal_messages():
     for projection in Embedder(tiny_config()).projections:
-        assert torch.allclose(projection.weight.T @ projection.weight, torch.eye(4), atol=1e-5)
+        product = projection.weight.T @ projection.weight / MESSAGE_GAIN**2
+        assert torch.allclose(product, torch.eye(4), atol=1e-5)
 
 
 def test_embedder_refuses_a_message_of_another_length():

@@ -10,7 +10,7 @@ from medsign_lite.checkpoints import load_checkpoint
 from medsign_lite.curriculum import SPECTRAL_CURRICULUM, CurriculumConfig, NoTakeOff
 from medsign_lite.extractor import Embedder, Extractor, ExtractorConfig, load_extractor
 from medsign_lite.messages import random_messages
-from medsign_lite.pretraining import evaluate, fit, main, pretrain_step, read_under_attack
+from medsign_lite.pretraining import evaluate, fit, main, off_grid, pretrain_step, read_under_attack
 
 CONFIG = ExtractorConfig(
     bits=4, channels=16, stages=(1, 1), width=32, embedder_channels=16, embedder_depth=2
@@ -51,6 +51,34 @@ def test_pretrain_step_learns_to_read_one_batch():
     assert history[0]["loss"] == pytest.approx(0.69, abs=0.15)
     assert history[-1]["bit_accuracy"] > 0.95
     assert history[-1]["loss"] < 0.3
+
+
+def test_pretrain_step_neither_writes_nor_counts_what_is_left_out():
+    embedder, extractor = networks()
+    optimiser = torch.optim.AdamW([*embedder.parameters(), *extractor.parameters()], lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    messages = random_messages(16, 4, generator=generator)
+    messages[:, 2:] = 0.5
+    for _ in range(100):
+        values, logits = pretrain_step(
+            embedder, extractor, optimiser, images(16), messages, strength=0.2,
+            precision="float32", generator=generator,
+        )  # fmt: skip
+    assert values["bit_accuracy"] > 0.95 and values["loss"] < 0.3  # of the first two bits
+    assert ((logits > 0) == messages.bool())[:, :2].float().mean() == values["bit_accuracy"]
+
+
+def test_off_grid_cuts_as_far_as_the_strength_says():
+    image, generator = torch.rand(1, 3, 40, 40), torch.Generator().manual_seed(0)
+    sides = {
+        strength: {
+            side
+            for _ in range(200)
+            for side in off_grid(image, 8, strength=strength, generator=generator).shape[-2:]
+        }
+        for strength in (0.0, 0.3, 1.0)
+    }
+    assert sides == {0.0: {40}, 0.3: {38, 39, 40}, 1.0: set(range(33, 41))}
 
 
 def test_read_under_attack_keeps_the_batch_in_order():

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from medsign_lite.baselines.noticeable import just_noticeable_difference
 from medsign_lite.checkpoints import load_checkpoint, load_strictly, save_checkpoint
-from medsign_lite.extractor import Block, ExtractorConfig, fold_space
+from medsign_lite.extractor import MESSAGE_GAIN, Block, ExtractorConfig, fold_space
 from medsign_lite.images import check_image, imagenet_normalise
 from medsign_lite.messages import check_message, check_one_message_per_image
 from medsign_lite.training.evaluation_mode import evaluation_mode
@@ -70,7 +70,7 @@ class _Pyramid(nn.Module):
             else {}
         )
         for projection in self.projections.values():
-            nn.init.orthogonal_(projection.weight)
+            nn.init.orthogonal_(projection.weight, gain=MESSAGE_GAIN)
 
     def forward(self, features: Tensor, signs: Tensor | None = None) -> Tensor:
         """features (B, inputs, h, w) and the message as signs (B, bits) to (B, channels, h, w)."""
