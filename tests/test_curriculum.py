@@ -105,6 +105,22 @@ def test_curriculum_leaves_out_other_bits_of_each_image():
     assert Curriculum(CurriculumConfig(first_bits=40), bits=16).written == 16
 
 
+def test_curriculum_waits_for_bits_that_are_left_behind_and_writes_them_more_often():
+    curriculum = Curriculum(CurriculumConfig(first_bits=4), bits=16)
+    curriculum.accuracy = [0.5] * 2 + [1.0] * 14
+    messages = torch.ones(300, 16)
+    some = curriculum.leave_out(messages, generator=torch.Generator().manual_seed(0))
+    share = is_written(some).float().mean(dim=0)
+    assert share[:2].min() > 0.9 > 0.3 > share[2:].max()
+    logits = torch.ones(64, 16)
+    logits[32:, :2] = -1  # they are still guessed
+    for _ in range(50):
+        curriculum.update(logits, messages[:64])
+    assert curriculum.bit_accuracy > 0.9 and curriculum.written == 4
+    feed(curriculum, 1.0, 50, bits=16)
+    assert curriculum.written > 4
+
+
 def test_curriculum_counts_written_bits_alone():
     curriculum = Curriculum(CurriculumConfig(first_bits=1), bits=2)
     for _ in range(500):
