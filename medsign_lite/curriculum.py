@@ -36,8 +36,8 @@ class CurriculumConfig:
     patience_images: int | None = 100_000  # to leave chance by `take_off_margin`; None: for ever
     take_off_margin: float = 0.04
     sizes: tuple[int, ...] = (32, 64, 128)  # of the crops
-    size_starts: tuple[float, ...] = (0.0, 0.05, 0.85)  # share of the budget; not before the
-    size_latest: float = 0.3  # first crops are read well, or this share is spent
+    size_starts: tuple[float, ...] = (0.0, 0.4, 0.9)  # share of the budget; not before the
+    size_latest: float = 0.5  # first crops are read well, or this share is spent
 
     def __post_init__(self) -> None:
         for name in ("sizes", "size_starts"):

@@ -1,6 +1,6 @@
 """Training of the WAM kind of watermark (our small re-implementation): step, evaluate, fit.
 
-    python -m medsign_lite.baselines.localised_training --data MANIFEST --out FOLDER --minutes 120
+    python -m medsign_lite.baselines.localised_training --data MANIFEST --out FOLDER --steps 8000
 
 The mark is kept in a random region, the rest of the picture is the original or another image, and
 an attack moves the region along wherever it moves pixels. The losses ask for the region, and for
@@ -58,7 +58,7 @@ from medsign_lite.training.training_state import (
     save_training_state,
 )
 
-GRID = 8  # rows and columns cut off at most, so that the extractor finds no fixed grid
+GRID = 4 * FOLD  # of what the embedder draws, in pixels; the extractor shall not rely on it
 # At 1, one pattern that says "marked" takes the residual, and no bit is learnt.
 MESSAGE_WEIGHT = 10.0
 # Bits of a small region, turned and compressed, cannot all be read: ask for less than elsewhere.

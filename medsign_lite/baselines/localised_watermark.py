@@ -60,7 +60,11 @@ class _Pyramid(nn.Module):
         self.down = nn.ModuleList([block(inputs, fine), block(fine, coarse, 2),
                                    block(coarse, coarse, 2)])  # fmt: skip
         self.deep = nn.ModuleList([block(fine, fine), block(coarse, coarse), block(coarse, coarse)])
-        self.narrow = nn.ModuleList([nn.Conv2d(coarse, fine, 1), nn.Conv2d(coarse, coarse, 1)])
+        # Four answers for every square below, so that what is drawn knows where in a square of 16
+        # pixels it is. With one, a mark repeats every 4 pixels, and 16 values cannot say 32 bits.
+        self.narrow = nn.ModuleList(
+            [nn.Conv2d(coarse, 4 * fine, 1), nn.Conv2d(coarse, 4 * coarse, 1)]
+        )
         self.merge = nn.ModuleList([block(fine, fine), block(coarse, coarse)])
         # The message reaches the coarse levels on the way down, and every level on the way up.
         hearing = {"deep 1": coarse, "deep 2": coarse, "merge 1": coarse, "merge 0": fine}
@@ -85,7 +89,7 @@ class _Pyramid(nn.Module):
             features = deep(down(features), shift(f"deep {level}"))
             levels.append(features)
         for level in (1, 0):
-            below = F.interpolate(self.narrow[level](features), scale_factor=2.0)
+            below = F.pixel_shuffle(self.narrow[level](features), 2)
             height, width = levels[level].shape[-2:]
             merged = levels[level] + below[..., :height, :width]
             features = self.merge[level](merged, shift(f"merge {level}"))

@@ -73,12 +73,12 @@ _PLAIN = (
 RECIPES = {  # by the folder that each one fills
     "ssl_watermark": "python -m medsign_lite.baselines.backbone_training --data MANIFEST "
     "--minutes 60",
-    "wam_kind": "python -m medsign_lite.baselines.localised_training --data MANIFEST --minutes 120",
+    "wam_kind": "python -m medsign_lite.baselines.localised_training --data MANIFEST --steps 8000",
     "cache_{m}": "python -m medsign_lite.sample_cache --data MANIFEST --pipeline {w}/pipeline "
     f"--modality {{m}} --count {SAMPLES} --scale sharp "
     "--kinds sharp literal sharp_without_cas without_aas",
     "extractor_published": "python -m medsign_lite.pretraining --images MANIFEST --network folded "
-    f"--attacks {_AS_PUBLISHED} --minutes 60",
+    f"--attacks {_AS_PUBLISHED} --steps 6000",
     "stable_signature_published_{m}": f"{_FINETUNING} "
     f"--extractor {{b}}/extractor_published/extractor --batch-size 4 {_PLAIN}",
     "stable_signature_{m}": f"{_FINETUNING} --extractor {{w}}/extractor {{recipe}} {_PLAIN}",
