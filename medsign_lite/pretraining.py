@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,6 +61,7 @@ from medsign_lite.training.training_state import (
 
 CHOICES = {  # configuration, curriculum, learning rate
     "spectral": (SpectralConfig, SPECTRAL_CURRICULUM, 4e-3),
+    "upright": (partial(SpectralConfig, turns=0), SPECTRAL_CURRICULUM, 4e-3),
     "folded": (ExtractorConfig, CurriculumConfig(), 1e-3),
     "published": (published_config, CurriculumConfig(), 1e-3),
 }
@@ -327,7 +329,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="images to read at most")
     parser.add_argument("--bits", type=int, default=48)
     parser.add_argument("--network", default="spectral", choices=sorted(CHOICES), help=(
-        "spectral (our own), folded or published (HiDDeN's)"))  # fmt: skip
+        "spectral (our own), upright (the same without turns), folded or published (HiDDeN's)"))  # fmt: skip
     parser.add_argument("--strength", type=float, help=(
         "last root mean square of the residual; default: as suits the network"))  # fmt: skip
     parser.add_argument("--attacks", nargs="+", default=list(PAPER_ATTACKS), metavar="NAME", help=(

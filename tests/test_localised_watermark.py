@@ -46,6 +46,14 @@ def test_default_networks_have_about_a_million_weights_and_carry_32_bits():
         assert 5e5 < sum(p.numel() for p in network.parameters()) < 1e6
 
 
+def test_a_mark_on_a_plain_image_repeats_every_16_pixels_and_not_before(watermark):
+    residual = watermark.embedder(torch.full((1, 3, 128, 128), 0.5), MESSAGE[None], masking=0.0)
+    middle = residual[0, 0, 48:80, 48:80]  # away from the edges
+    for period in (1, 2, 4, 8):
+        assert not torch.allclose(middle[:16, :16], middle[period : period + 16, :16], atol=0.1)
+    assert torch.allclose(middle[:16, :16], middle[16:, 16:], atol=1e-3)
+
+
 def test_psnr_of_marked_images_is_what_was_asked_for_and_can_be_changed(watermark):
     image = images(64, 64)
     strong = watermark.embed(image, MESSAGE)
