@@ -1,10 +1,9 @@
 """When to make the extractor's training harder, and how to see that it has not begun to learn.
 
-The rules are those that make training take off: clean images, a strong signal and few bits first,
-so that each has a large part of the signal; then all bits; once the message is read, random attacks
-that grow; and only when those are at their worst, a signal that shrinks. Every step harder is taken
-only while the message is still read, so a slow machine stays longer on easy ground instead of being
-left behind by a timetable.
+The rules are those that make training take off: clean images and a strong signal first; once the
+message is read, random attacks that grow; and only when those are at their worst, a signal that
+shrinks. Every step harder is taken only while the message is still read, so a slow machine stays
+longer on easy ground instead of being left behind by a timetable.
 """
 
 import math
@@ -13,8 +12,6 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
-
-from medsign_lite.messages import is_written
 
 
 class NoTakeOff(RuntimeError):
@@ -29,8 +26,6 @@ class CurriculumConfig:
     last_strength: float = 0.0126  # 38 dB
     read_well: float = 0.85  # smoothed bit accuracy that allows harder attacks
     read_very_well: float = 0.92  # and, once they are at their hardest, a weaker signal
-    first_bits: int | None = 4  # written into an image at first, others each time; None: all
-    bits_images: int = 25_000  # images read well, from the first bits to all
     attack_images: int = 60_000  # images read well, from no attack to full attacks
     strength_images: int = 150_000  # images read well, from the first strength to the last
     patience_images: int | None = 100_000  # to leave chance by `take_off_margin`; None: for ever
@@ -47,8 +42,6 @@ class CurriculumConfig:
                 "expected 0.5 < read_well <= read_very_well < 1, got "
                 f"{self.read_well} and {self.read_very_well}"
             )
-        if self.first_bits is not None and self.first_bits < 1:
-            raise ValueError(f"first_bits must be at least 1, got {self.first_bits}")
         if not 0 < self.last_strength <= self.first_strength:
             raise ValueError(
                 "strengths must satisfy 0 < last_strength <= first_strength, got "
@@ -70,7 +63,6 @@ class Curriculum:
     images: int = 0
     attack_strength: float = 0.0
     strength: float = 0.0
-    written: float = 0.0  # bits of an image
     taken_off: bool = False
     has_read_well: bool = False
     accuracy: list[float] = field(default_factory=list)  # smoothed, per bit
@@ -78,7 +70,6 @@ class Curriculum:
     def __post_init__(self) -> None:
         self.strength = self.strength or self.config.first_strength
         self.accuracy = self.accuracy or [0.5] * self.bits
-        self.written = self.written or min(self.config.first_bits or self.bits, self.bits)
 
     @property
     def bit_accuracy(self) -> float:
@@ -96,52 +87,23 @@ class Curriculum:
         stages = zip(self.config.sizes, self.config.size_starts, strict=True)
         return [size for size, start in stages if start <= progress][-1]
 
-    def leave_out(self, messages: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Messages (B, bits) in {0, 1} with .5 in place of all but some bits of each.
-
-        Which bits are written is drawn for every image, those that are read badly more often. All
-        48 at once hardly take off: each has a 48th of the signal, and what is learnt of one drowns
-        in the others.
-        """
-        count = round(self.written)
-        if count == self.bits:
-            return messages
-        # The first of a race of exponential times, each as fast as its bit is read badly.
-        speed = 1.02 - torch.tensor(self.accuracy)
-        times = torch.empty(messages.shape).exponential_(generator=generator) / speed
-        place = times.argsort(dim=1).argsort(dim=1)
-        return torch.where(place.to(messages.device) < count, messages, 0.5)
-
     def update(self, logits: Tensor, message: Tensor) -> None:
-        """Note one batch, and make the task harder if it is easy.
-
-        Args:
-            logits: (B, bits).
-            message: (B, bits) in {0, .5, 1}, where .5 was left out and does not count.
+        """Note one batch, logits and message (B, bits), and make the task harder if it is easy.
 
         Raises:
             NoTakeOff: with what to try, once `patience_images` have passed at chance.
         """
         config, batch = self.config, len(logits)
-        written = is_written(message).float()
-        count = written.sum(dim=0)
-        correct = ((logits > 0) == (message == 1)).float().mul(written).sum(dim=0)
-        correct = (correct / count.clamp(min=1)).tolist()
-        # Smoothed over about 4,096 images.
-        weights = (count * (len(count) / (round(self.written) * 4096))).clamp(max=1).tolist()
+        correct = ((logits > 0) == message.bool()).float().mean(dim=0).tolist()
+        weight = min(1.0, batch / 4096)  # smoothed over about 4,096 images
         self.accuracy = [
             (1 - weight) * old + weight * new
-            for old, new, weight in zip(self.accuracy, correct, weights, strict=True)
+            for old, new in zip(self.accuracy, correct, strict=True)
         ]
         self.images += batch
         accuracy = self.bit_accuracy
         self.taken_off = self.taken_off or accuracy > 0.5 + config.take_off_margin
-        if accuracy > config.read_well and self.written < self.bits:
-            # Not while some are left behind: among more bits they would stay there.
-            if min(self.accuracy) > (0.5 + config.read_well) / 2:
-                ratio = self.bits / min(config.first_bits or self.bits, self.bits)
-                self.written = min(self.bits, self.written * ratio ** (batch / config.bits_images))
-        elif accuracy > config.read_well:
+        if accuracy > config.read_well:
             self.has_read_well = True
             if self.attack_strength == 1 and accuracy > config.read_very_well:
                 ratio = math.log(config.last_strength / config.first_strength)
@@ -157,9 +119,9 @@ class Curriculum:
             raise NoTakeOff(
                 f"bit accuracy is {accuracy:.3f} after {self.images} images: the extractor has not "
                 "begun to learn. What helps, in order: a stronger signal at first (first_strength "
-                f"{config.first_strength} -> {min(0.5, 2 * config.first_strength):g}), fewer bits "
-                "at first (first_bits), smaller crops (sizes), a larger batch, a learning rate two "
-                "times lower or higher, fewer bits"
+                f"{config.first_strength} -> {min(0.5, 2 * config.first_strength):g}), smaller "
+                "crops (sizes), a larger batch, a learning rate two times lower or higher, fewer "
+                "bits"
             )
 
     def say_if_unfinished(self) -> None:
@@ -179,7 +141,6 @@ class Curriculum:
 
 
 SPECTRAL_CURRICULUM = CurriculumConfig(
-    first_bits=None,  # each bit has its frequencies from the start
     first_strength=0.1, last_strength=0.0079, read_very_well=0.88,  # to 42 dB
     attack_images=20_000, strength_images=40_000,
     sizes=(96, 128),

@@ -12,16 +12,13 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from medsign_lite.messages import is_written
-
 
 def message_loss(logits: Tensor, message: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Binary cross-entropy of `logits / temperature`, in nats, averaged over images and bits.
 
     Args:
         logits: (B, K).
-        message: (B, K) or (K,) bits in {0, 1}; (K,) is shared by the batch. A bit of .5 is left out
-            of the mean: it was not written (see `Curriculum.leave_out`).
+        message: (B, K) or (K,) bits in {0, 1}; (K,) is shared by the batch.
         temperature: below 1, smaller logits satisfy it (the published fine-tuning multiplies its
             small whitened logits by 10, a temperature of .1).
 
@@ -36,9 +33,6 @@ def message_loss(logits: Tensor, message: Tensor, *, temperature: float = 1.0) -
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     target = message.to(logits.dtype).expand_as(logits)
-    written = is_written(target)
-    if not written.all():
-        logits, target = logits[written], target[written]
     return F.binary_cross_entropy_with_logits(logits / temperature, target)
 
 

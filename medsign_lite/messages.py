@@ -53,11 +53,6 @@ def check_message(message: Tensor, bits: int) -> None:
         raise ValueError(f"expected bits 0 and 1 in the message, got {other:g}")
 
 
-def is_written(message: Tensor) -> Tensor:
-    """Where a message in {0, .5, 1} says something, as booleans: .5 is a bit that was left out."""
-    return message != 0.5
-
-
 def message_to_string(message: Tensor) -> str:
     """Write a message (K,) in {0, 1} as text.
 

@@ -2,9 +2,9 @@
 
     python -m medsign_lite.pretraining --images FOLDER --out FOLDER --minutes 50
     python -m medsign_lite.pretraining --images FOLDER --out FOLDER --minutes 50 \
-        --network folded --attacks none flip crop crop resize resize jpeg jpeg
+        --network upright --attacks none flip crop crop resize resize jpeg jpeg
 
-The second is Stable Signature's: HiDDeN's network, by the transforms that it was published with.
+The second is by the transforms that Stable Signature was published with, without turns built in.
 The loss is the message's alone; nobody will see the embedder's images. What an extractor reads
 well at a small strength, the watermarking decoder will later be able to write at a small strength.
 """
@@ -45,7 +45,7 @@ from medsign_lite.extractor import (
 from medsign_lite.image_stack import held_out_rows, read_image_stack, stack_digest
 from medsign_lite.images import quantise
 from medsign_lite.losses import message_loss
-from medsign_lite.messages import is_written, random_messages
+from medsign_lite.messages import random_messages
 from medsign_lite.metrics import bit_accuracy, psnr
 from medsign_lite.spectral import SpectralConfig
 from medsign_lite.training.budgets import Budget, log_row
@@ -110,7 +110,7 @@ def off_grid(
 
     The embedder draws in squares of `grid` pixels. An extractor that always finds them aligned with
     the image's corner learns a code that any crop, rotation or resize destroys; one that never does
-    learns nothing at first.
+    hardly begins to learn.
     """
     bound = 1 + round(strength * (grid - 1))
     top, left = torch.randint(bound, (2,), generator=generator).tolist()
@@ -134,8 +134,7 @@ def pretrain_step(
 ) -> tuple[dict[str, float], Tensor]:
     """One optimiser step on images (B, 3, H, W) in [0, 1] and messages (B, K) in {0, 1}.
 
-    A bit of .5 is neither written nor counted (see `Curriculum.leave_out`). `attacks` parts of the
-    batch each meet one attack, drawn from `attack_names`.
+    `attacks` parts of the batch each meet one attack, drawn from `attack_names`.
     With `processes` these are this one's share of the batch. Batch normalisation sees no more than
     that, so several processes do not quite take the steps of one.
 
@@ -151,8 +150,8 @@ def pretrain_step(
         )  # fmt: skip
     loss = message_loss(logits, messages)
     descend(loss, optimiser, processes)
-    logits, written = logits.detach(), is_written(messages)
-    accuracy = float((logits > 0).eq(messages == 1)[written].float().mean())
+    logits = logits.detach()
+    accuracy = float(bit_accuracy(logits, messages).mean())
     return {"loss": float(loss.detach()), "bit_accuracy": accuracy}, logits
 
 
@@ -274,8 +273,7 @@ def fit(
         chosen = torch.randint(0, len(train_rows), (batch_size,), generator=generator)
         batch = random_crops(images[train_rows[chosen]], size, generator=generator)
         batch = processes.part(batch).to(device).float() / 255
-        messages = random_messages(batch_size, config.bits, generator=generator)
-        messages = state.leave_out(messages, generator=generator).to(device)
+        messages = random_messages(batch_size, config.bits, generator=generator).to(device)
         values, logits = pretrain_step(
             embedder, extractor, optimiser, batch, processes.part(messages),
             strength=state.strength, attack_strength=state.attack_strength,
@@ -287,9 +285,8 @@ def fit(
         if processes.is_main and time.monotonic() - last_log > log_seconds:
             log_row(out, budget, {
                 "images": state.images, "size": size, "loss": values["loss"],
-                "bit_accuracy": state.bit_accuracy, "written": state.written,
-                "learnt_bits": state.learnt_bits, "strength": state.strength,
-                "attack_strength": state.attack_strength,
+                "bit_accuracy": state.bit_accuracy, "learnt_bits": state.learnt_bits,
+                "strength": state.strength, "attack_strength": state.attack_strength,
             })  # fmt: skip
             bar.update(int(100 * budget.progress) - bar.n)
             bar.set_postfix(bits=state.learnt_bits, accuracy=f"{state.bit_accuracy:.3f}")
@@ -329,7 +326,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="images to read at most")
     parser.add_argument("--bits", type=int, default=48)
     parser.add_argument("--network", default="spectral", choices=sorted(CHOICES), help=(
-        "spectral (our own), upright (the same without turns), folded or published (HiDDeN's)"))  # fmt: skip
+        "spectral, upright (the same without turns), folded or published (HiDDeN's)"))  # fmt: skip
     parser.add_argument("--strength", type=float, help=(
         "last root mean square of the residual; default: as suits the network"))  # fmt: skip
     parser.add_argument("--attacks", nargs="+", default=list(PAPER_ATTACKS), metavar="NAME", help=(

@@ -53,17 +53,6 @@ def test_losses_by_hand():
     assert nothing["message"].item() == 0
 
 
-def test_losses_do_not_count_a_bit_that_is_left_out():
-    generator = torch.Generator().manual_seed(0)
-    region, answers = torch.ones(2, 1, 8, 8), torch.randn(2, 3, 2, 2, generator=generator)
-    message = torch.tensor([[1.0, 0.5], [0.0, 0.5]])
-    some, alone = (
-        localised_losses(kept, region, told)["message"]
-        for kept, told in ((answers, message), (answers[:, :2], message[:, :1]))
-    )
-    assert some.item() == pytest.approx(alone.item())
-
-
 def test_losses_pixel_by_pixel_and_together_differ_where_answers_do():
     answers = torch.zeros(1, 2, 1, 2)
     answers[0, 1, 0] = torch.tensor([3.0, -1.0])  # a mean of 1

@@ -26,11 +26,6 @@ def test_message_loss_temperature_divides_the_logits():
     assert torch.allclose(message_loss(logits, message, temperature=0.1), expected)
 
 
-def test_message_loss_leaves_out_bits_that_are_not_written():
-    logits, message = torch.tensor([[0.0, 2.0, 9.0]]), torch.tensor([[1.0, 0.0, 0.5]])
-    assert torch.equal(message_loss(logits, message), message_loss(logits[:, :2], message[:, :2]))
-
-
 def test_message_loss_refuses_other_shapes_and_temperatures():
     with pytest.raises(ValueError, match=r"got \(2, 48\) and \(47,\)"):
         message_loss(torch.zeros(2, 48), torch.zeros(47))

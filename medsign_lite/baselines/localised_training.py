@@ -44,7 +44,7 @@ from medsign_lite.extractor import fold_space
 from medsign_lite.image_stack import held_out_rows, read_image_stack, stack_digest
 from medsign_lite.images import quantise
 from medsign_lite.losses import message_loss
-from medsign_lite.messages import is_written, random_messages
+from medsign_lite.messages import random_messages
 from medsign_lite.metrics import bit_accuracy, psnr
 from medsign_lite.pretraining import off_grid
 from medsign_lite.training.budgets import Budget, log_row
@@ -72,7 +72,7 @@ def localised_losses(answers: Tensor, region: Tensor, message: Tensor) -> dict[s
 
     Args:
         region: (B, 1, H, W) in {0, 1}, h = ceil(H / 4), w = ceil(W / 4).
-        message: (B, K) in {0, 1}, or .5 for a bit that was not written and does not count.
+        message: (B, K) in {0, 1}.
 
     Returns:
         "detection": binary cross-entropy with the share of an answer's 4 x 4 pixels that is marked;
@@ -87,9 +87,7 @@ def localised_losses(answers: Tensor, region: Tensor, message: Tensor) -> dict[s
     answers, share, message = answers[shown], share[shown], message[shown]
     target = message[:, :, None, None].expand_as(answers[:, 1:])
     entropy = F.binary_cross_entropy_with_logits(answers[:, 1:], target, reduction="none")
-    written = is_written(message).to(entropy)
-    entropy = torch.einsum("bkhw,bk->bhw", entropy, written) / written.sum(dim=1)[:, None, None]
-    each = (entropy * share[:, 0]).sum(dim=(1, 2)) / share.sum(dim=(1, 2, 3))
+    each = (entropy.mean(dim=1) * share[:, 0]).sum(dim=(1, 2)) / share.sum(dim=(1, 2, 3))
     together = message_loss(pooled_logits(answers, share), message)
     return {"detection": detection, "message": (each.mean() + together) / 2}
 
@@ -107,8 +105,6 @@ def localised_step(
     generator: torch.Generator,
 ) -> tuple[dict[str, float], Tensor, Tensor]:
     """One optimiser step on images (B, 3, H, W) in [0, 1] and messages (B, K) in {0, 1}.
-
-    A bit of .5 is neither written nor counted (see `Curriculum.leave_out`).
 
     Args:
         strength: root mean square of the residual in [0, 1] units.
@@ -265,8 +261,7 @@ def fit(
             group["lr"] = learning_rate * learning_rate_factor(progress)
         chosen = torch.randint(0, len(train_rows), (batch_size,), generator=generator)
         batch = random_crops(images[train_rows[chosen]], size, generator=generator)
-        messages = random_messages(batch_size, config.bits, generator=generator)
-        messages = state.leave_out(messages, generator=generator).to(device)
+        messages = random_messages(batch_size, config.bits, generator=generator).to(device)
         values, logits, sent = localised_step(
             watermark, optimiser, batch.to(device).float() / 255, messages,
             strength=state.strength, hardness=state.attack_strength, precision=precision,
@@ -278,9 +273,8 @@ def fit(
         if time.monotonic() - last_log > log_seconds:
             log_row(out, budget, {
                 "images": state.images, "size": size, **values,
-                "bit_accuracy": state.bit_accuracy, "written": state.written,
-                "learnt_bits": state.learnt_bits, "strength": state.strength,
-                "attack_strength": state.attack_strength,
+                "bit_accuracy": state.bit_accuracy, "learnt_bits": state.learnt_bits,
+                "strength": state.strength, "attack_strength": state.attack_strength,
             })  # fmt: skip
             bar.update(int(100 * budget.progress) - bar.n)
             bar.set_postfix(bits=state.learnt_bits, accuracy=f"{state.bit_accuracy:.3f}")

@@ -7,11 +7,13 @@ shipped folder; an interrupted command goes on when it is given again.
 
 `recipes` returns them with the names put in. Stable Signature has two rows, both fine-tuned as
 published: image and message loss alone, in a fixed ratio, nothing between decoder and extractor,
-100 steps of 4 images. The published one gets an extractor of HiDDeN's kind that saw no rotation,
-brightness or blur, and fine-tunes the whole decoder. The fair one reads with MedSign's extractor,
-and has MedSign's message, image loss, blocks and optimiser. What attacks in training alone bring,
-which are ours and not MedSign's, is for Table 2 to say. MedSign's literal map is Eq. 1 as printed;
-its decoder goes on from the shipped one with that map, for a fraction of its steps.
+100 steps of 4 images. The published one fine-tunes the whole decoder, and gets an extractor that
+saw no rotation, brightness or blur. It is of MedSign's kind, but without the turns that are built
+into that: HiDDeN's own network learns the same from millions of images. The fair one reads with
+MedSign's extractor, and has MedSign's message, image loss, blocks and optimiser. What attacks in
+training alone bring, which are ours and not MedSign's, is for Table 2 to say. MedSign's literal map
+is Eq. 1 as printed; its decoder goes on from the shipped one with that map, for a fraction of its
+steps.
 
 The samples come with the maps that `medsign_lite.tables.ablations` asks for as well; where `make
 weights` has run, build/weights/cache_M holds the same. For SSL Watermark in the features of a
@@ -77,8 +79,8 @@ RECIPES = {  # by the folder that each one fills
     "cache_{m}": "python -m medsign_lite.sample_cache --data MANIFEST --pipeline {w}/pipeline "
     f"--modality {{m}} --count {SAMPLES} --scale sharp "
     "--kinds sharp literal sharp_without_cas without_aas",
-    "extractor_published": "python -m medsign_lite.pretraining --images MANIFEST --network folded "
-    f"--attacks {_AS_PUBLISHED} --steps 6000",
+    "extractor_published": "python -m medsign_lite.pretraining --images MANIFEST --network upright "
+    f"--attacks {_AS_PUBLISHED} --steps 4000",
     "stable_signature_published_{m}": f"{_FINETUNING} "
     f"--extractor {{b}}/extractor_published/extractor --batch-size 4 {_PLAIN}",
     "stable_signature_{m}": f"{_FINETUNING} --extractor {{w}}/extractor {{recipe}} {_PLAIN}",
