@@ -77,7 +77,7 @@ class Curriculum:
 
     @property
     def learnt_bits(self) -> int:
-        """Bits read in nine images of ten: they are learnt one after another."""
+        """Bits read in nine images of ten; a mean does not say how many that are."""
         return sum(accuracy > 0.9 for accuracy in self.accuracy)
 
     def size(self, progress: float) -> int:
