@@ -1,6 +1,6 @@
 """Self-supervised training of the small backbone, on images alone: no reports, no labels.
 
-    python -m medsign_lite.baselines.backbone_training --data MANIFEST --out FOLDER --minutes 60
+    python -m medsign_lite.baselines.backbone_training --data MANIFEST --out FOLDER --steps 3000
     python -m medsign_lite.baselines.backbone_training --data MANIFEST --out FOLDER --resnet50 FILE
 
 The first trains with VICReg; killed, it goes on where it was when the same command is run again.

@@ -17,7 +17,7 @@ steps.
 
 The samples come with the maps that `medsign_lite.tables.ablations` asks for as well; where `make
 weights` has run, build/weights/cache_M holds the same. For SSL Watermark in the features of a
-ResNet-50 of DINO's, `--resnet50 FILE` takes the place of `--minutes 60` in its command.
+ResNet-50 of DINO's, `--resnet50 FILE` takes the place of `--steps 3000` in its command.
 """
 
 from collections.abc import Callable, Mapping
@@ -74,7 +74,7 @@ _PLAIN = (
 )
 RECIPES = {  # by the folder that each one fills
     "ssl_watermark": "python -m medsign_lite.baselines.backbone_training --data MANIFEST "
-    "--minutes 60",
+    "--steps 3000",
     "wam_kind": "python -m medsign_lite.baselines.localised_training --data MANIFEST --steps 8000",
     "cache_{m}": "python -m medsign_lite.sample_cache --data MANIFEST --pipeline {w}/pipeline "
     f"--modality {{m}} --count {SAMPLES} --scale sharp "
