@@ -189,3 +189,13 @@ def test_main_follows_the_networks_curriculum_but_for_a_strength_that_is_given(
               "--size", "32", *more])  # fmt: skip
     weaker = dataclasses.replace(SPECTRAL_CURRICULUM, last_strength=0.02)
     assert seen == [SPECTRAL_CURRICULUM, weaker, CurriculumConfig()]
+
+
+def test_an_upright_network_does_not_look_for_turns(tmp_path, monkeypatch):
+    np.save(tmp_path / "images.npy", stack(2).numpy())
+    seen = []
+    monkeypatch.setattr(pretraining, "fit", lambda *_, config, **__: seen.append(config))
+    for network in ("spectral", "upright"):
+        main(["--images", str(tmp_path / "images.npy"), "--out", "OUT", "--steps", "1",
+              "--size", "32", "--network", network])  # fmt: skip
+    assert dataclasses.replace(seen[0], turns=0) == seen[1] != seen[0]
