@@ -41,7 +41,7 @@ LAYERS = {
         "medsign_lite": """
             localisation localisation_scores selection detection pretraining curriculum
             finetuning finetuning_step decoder_recipe evaluation sample_cache encoded_images
-            map_variants neutral_messages""",
+            map_variants neutral_messages mark_strength""",
         "medsign_lite.generator": """
             autoencoder_training denoiser_training grounding report_supervision report_tokenizer
             diffusion_finetuning diffusion_step""",

@@ -6,6 +6,7 @@ import torch
 from medsign_lite.baselines.localised_watermark import (
     LocalisedConfig,
     LocalisedWatermark,
+    gabor_filters,
     load_localised_watermark,
     pooled_logits,
     save_localised_watermark,
@@ -46,12 +47,44 @@ def test_default_networks_have_about_a_million_weights_and_carry_32_bits():
         assert 5e5 < sum(p.numel() for p in network.parameters()) < 1e6
 
 
-def test_a_mark_on_a_plain_image_repeats_every_16_pixels_and_not_before(watermark):
+def test_filters_are_pairs_of_unit_energy_without_a_mean_at_many_places_of_the_spectrum():
+    filters = gabor_filters(64, 11)
+    assert filters.shape == (64, 2, 11, 11)
+    assert torch.allclose(filters.square().sum(dim=(2, 3)), torch.ones(64, 2))
+    assert torch.allclose(filters.mean(dim=(2, 3)), torch.zeros(64, 2), atol=1e-6)
+    across = (filters[:, 0] * filters[:, 1]).sum(dim=(1, 2))
+    assert torch.allclose(across, torch.zeros(64), atol=1e-5)
+    power = torch.fft.fft2(filters[:, 0], s=(64, 64)).abs().flatten(1)
+    highest = power.argmax(dim=1)
+    assert len(set(highest.tolist())) > 50
+
+
+def test_the_mark_is_made_from_the_same_noise_unless_a_generator_is_given(watermark):
+    image = images(32, 32)[:1]
+    once = watermark.embedder(image, MESSAGE[None])
+    assert torch.equal(once, watermark.embedder(image, MESSAGE[None]))
+    generator = torch.Generator().manual_seed(5)
+    other = watermark.embedder(image, MESSAGE[None], generator=generator)
+    assert (once * other).mean().abs() < 0.3  # of 1 if they were alike
+
+
+def test_a_mark_does_not_repeat(watermark):
     residual = watermark.embedder(torch.full((1, 3, 128, 128), 0.5), MESSAGE[None], masking=0.0)
-    middle = residual[0, 0, 48:80, 48:80]  # away from the edges
-    for period in (1, 2, 4, 8):
+    middle = residual[0, 0, 32:96, 32:96]
+    for period in (1, 2, 4, 8, 16):
         assert not torch.allclose(middle[:16, :16], middle[period : period + 16, :16], atol=0.1)
-    assert torch.allclose(middle[:16, :16], middle[16:, 16:], atol=1e-3)
+
+
+def test_energies_are_of_what_is_there_wherever_it_is_cut(watermark):
+    noise = torch.randn(1, 1, 132, 132, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.avg_pool2d(noise, 3, stride=1)
+    energies = [
+        watermark.extractor.energies(picture, (32, 32)).mean(dim=(2, 3))
+        for picture in (noise[..., :128, :128], noise[..., 3:131, 2:130], smooth[..., :128, :128])
+    ]
+    assert energies[0].shape == (1, CONFIG.channels)
+    assert (energies[0] - energies[1]).abs().max() < 0.1
+    assert (energies[0] - energies[2]).abs().min() > 0.3
 
 
 def test_psnr_of_marked_images_is_what_was_asked_for_and_can_be_changed(watermark):

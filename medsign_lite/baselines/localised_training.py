@@ -118,7 +118,8 @@ def localised_step(
         mark is left, detached; and their messages (M, K).
     """
     with mixed_precision(images.device, precision):
-        marked = images + strength * watermark.embedder(images, messages, masking=hardness)
+        residual = watermark.embedder(images, messages, masking=hardness, generator=generator)
+        marked = images + strength * residual
         # What a file would hold, with the gradient of what was drawn.
         marked = marked + (quantise(marked) - marked).detach()
         region = random_regions(

@@ -8,8 +8,13 @@ Departures from the paper: networks of a million weights each, convolutions only
 extractor is a vision transformer; any image at its own size, where the paper goes through 256
 pixels; one grey residual for the three colours, so that a picture saved as grey keeps its mark; a
 residual of a given root mean square; and one message in an image, not several in several places.
+What is drawn is a mixture of textures, that is of filtered noise, and the extractor is given the
+energies of such filters beside the pixels. A network that draws on a grid of its own has to unlearn
+the grid before a crop can be read; textures read alike wherever they are cut.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +32,11 @@ from medsign_lite.training.evaluation_mode import evaluation_mode
 NAME = "WAM kind (our small re-implementation)"  # for tables and figures
 FOLD = 4  # side of the square of pixels that the extractor gives one answer for
 MINIMUM_SIDE = 16  # of an image, in pixels
+HALF = 2  # textures and energies are of images at half their size: JPEG leaves nothing finer
+KERNEL = 17  # side of their filters there; smaller ones' bands overlap, and hold fewer bits
+NOISE_SEED = 0  # of what the textures are made from, outside training
+_LOUDEST = 2.0  # logarithm of how much louder or fainter than 1 a texture may be
+_FAINT = 1e-4  # energy, in units of `imagenet_normalise`, below which nothing is told apart
 _BLOCKS = ExtractorConfig()  # what the shared building block takes its kind from
 
 
@@ -96,6 +106,31 @@ class _Pyramid(nn.Module):
         return features
 
 
+def gabor_filters(count: int, size: int) -> Tensor:
+    """What both networks' filters begin as: `count` pairs, (count, 2, size, size).
+
+    Cosine and sine under a Gaussian window, of .1 to .4 periods in a pixel and any angle, evenly
+    spread over that ring of the spectrum; each of unit energy and without a mean.
+    """
+    place = torch.arange(size) - (size - 1) / 2
+    window = torch.exp(-place.square() / (2 * (size / 5) ** 2))
+    index = torch.arange(count)
+    # The golden ratio's multiples leave no two angles alike, however many filters there are.
+    angle = math.pi * (index * (5**0.5 - 1) / 2 % 1)
+    radius = (0.1**2 + (0.4**2 - 0.1**2) * (index + 0.5) / count).sqrt()
+    phase = (
+        2
+        * math.pi
+        * (
+            (radius * angle.cos())[:, None, None] * place
+            + (radius * angle.sin())[:, None, None] * place[:, None]
+        )
+    )
+    filters = torch.stack([phase.cos(), phase.sin()], dim=1) * window * window[:, None]
+    filters = filters - filters.mean(dim=(2, 3), keepdim=True)
+    return filters / filters.square().sum(dim=(2, 3), keepdim=True).sqrt()
+
+
 class LocalisedEmbedder(nn.Module):
     """Writes a message everywhere into an image."""
 
@@ -104,18 +139,45 @@ class LocalisedEmbedder(nn.Module):
         self.config = config
         # "zeros" would let it lean on the edges of small crops.
         self.pyramid = _Pyramid(3 * FOLD**2, config, padding="replicate", hears=True)
-        self.last = nn.Conv2d(config.channels, FOLD**2, 1)
+        self.last = nn.Conv2d(config.channels, config.channels, 1)
+        # Without a way of its own the message takes ten times as long to show in the textures.
+        self.direct = nn.Linear(config.bits, config.channels, bias=False)
+        nn.init.orthogonal_(self.direct.weight)
+        nn.init.zeros_(self.last.weight)
+        self.textures = nn.Conv2d(1, config.channels, KERNEL, bias=False)
+        with torch.no_grad():
+            self.textures.weight.copy_(gabor_filters(config.channels, KERNEL)[:, :1])
 
-    def forward(self, image: Tensor, message: Tensor, *, masking: float = 1.0) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        message: Tensor,
+        *,
+        masking: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """A residual (B, 1, H, W) whose root mean square is 1 per image.
 
         image: (B, 3, H, W) in [0, 1]; message: (B, bits) in {0, 1}; masking: in [0, 1], how far
-        the residual follows the just noticeable difference; at 0 all pixels are alike.
+        the residual follows the just noticeable difference; at 0 all pixels are alike; generator:
+        of the noise that all images' textures are made from, default: the same noise every time.
         """
         check_one_message_per_image(message, image, self.config.bits)
-        features = self.pyramid(fold_space(imagenet_normalise(image), FOLD), 2 * message - 1)
-        residual = F.pixel_shuffle(self.last(features).float(), FOLD)
-        residual = torch.tanh(residual[..., : image.shape[-2], : image.shape[-1]])
+        height, width = image.shape[-2:]
+        signs = 2 * message - 1
+        features = self.pyramid(fold_space(imagenet_normalise(image), FOLD), signs)
+        gains = self.last(features) + self.direct(signs)[:, :, None, None]
+        # The extractor sees logarithms of energies, to which an exponential adds.
+        amounts = (_LOUDEST * torch.tanh(gains / _LOUDEST)).exp()
+        amounts = F.interpolate(amounts, scale_factor=FOLD / HALF, mode="bilinear")
+        generator = generator or torch.Generator().manual_seed(NOISE_SEED)
+        sides = [math.ceil(side / HALF) + KERNEL - 1 for side in (height, width)]
+        noise = torch.randn(1, 1, *sides, generator=generator)
+        textures = self.textures(noise.to(image.device))
+        amounts = amounts[..., : textures.shape[-2], : textures.shape[-1]]
+        residual = (amounts * textures).sum(dim=1, keepdim=True).float()
+        residual = F.interpolate(residual, scale_factor=float(HALF), mode="bilinear")
+        residual = residual[..., :height, :width]
         with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
             weight = just_noticeable_difference(image)
             weight = 1 - masking + masking * weight / weight.mean(dim=(1, 2, 3), keepdim=True)
@@ -132,7 +194,12 @@ class LocalisedExtractor(nn.Module):
     def __init__(self, config: LocalisedConfig):
         super().__init__()
         self.config = config
-        self.pyramid = _Pyramid(FOLD**2, config, padding="zeros", hears=False)
+        self.filters = nn.Conv2d(1, 2 * config.channels, KERNEL, padding=KERNEL // 2, bias=False)
+        with torch.no_grad():
+            self.filters.weight.copy_(
+                gabor_filters(config.channels, KERNEL).flatten(0, 1).unsqueeze(1)
+            )
+        self.pyramid = _Pyramid(FOLD**2 + config.channels, config, padding="zeros", hears=False)
         self.wide = nn.Conv2d(config.channels, 4 * config.channels, 1)
         self.head = nn.Conv2d(4 * config.channels, 1 + config.bits, 1)
 
@@ -140,8 +207,16 @@ class LocalisedExtractor(nn.Module):
         """Answers (B, 1 + bits, ceil(H / 4), ceil(W / 4)), float32; these are trained."""
         check_image(image, minimum=self.minimum_side, in_range=False)
         grey = imagenet_normalise(image).mean(dim=1, keepdim=True)
-        features = F.relu(self.wide(self.pyramid(fold_space(grey, FOLD))))
-        return self.head(features).float()
+        pixels = fold_space(grey, FOLD)
+        features = torch.cat([pixels, self.energies(grey, pixels.shape[-2:])], dim=1)
+        return self.head(F.relu(self.wide(self.pyramid(features)))).float()
+
+    def energies(self, grey: Tensor, size: Sequence[int]) -> Tensor:
+        """Logarithms of the filters' energies (B, channels, h, w) in grey images (B, 1, H, W)."""
+        small = F.avg_pool2d(grey, HALF, ceil_mode=True)
+        pairs = self.filters(small).float().unflatten(1, (-1, 2))
+        energy = F.adaptive_avg_pool2d(pairs.square().sum(dim=2), size)
+        return (energy + _FAINT).log()
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, 3, H, W) around [0, 1] to logits (B, 1 + bits, H, W): marked, then the bits.
