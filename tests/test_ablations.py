@@ -150,10 +150,10 @@ def test_variants_go_on_from_one_start_and_are_not_trained_again(run, monkeypatc
 
 def test_options_take_the_place_of_the_recipes(run):
     options = {"read-well": 0.8, "first-quality": 0.05, "batch-size": 2}
-    out = run("medsign", **options)
+    out = run("medsign", preservation=7.0, **options)
     config = load_checkpoint(out / "medsign" / "seed-0" / "decoder", kind="decoder")[1]
     found = [config[name.replace("-", "_")] for name in options]
-    assert found == [*options.values()]
+    assert found == [*options.values()] and config["weights"]["preservation"] == 7
 
 
 def test_seeds_have_their_own_messages(run):

@@ -10,7 +10,9 @@ For every seed one short run with the message and the image loss alone gives the
 variants go on from, so that they differ in nothing but what their name says. A seed is another
 message, other batches and other attacks. Everything else, the losses' weights, the attacks and the
 perceptual loss, is the recipe of the shipped decoder, read from its folder (--like). A finished
-decoder is not trained again, and a killed run goes on when the same command is given.
+decoder is not trained again, and a killed run goes on when the same command is given. What is
+recorded in results/ was trained when the shipped decoders had a preservation of 1,500,000, which
+--preservation gives back to those that have less now.
 
 Give --steps where runs are to be compared: in the same minutes a busy processor does fewer. Short
 runs do not get to read as well as the shipped decoder, and as long as they do not, the factor of
@@ -291,6 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, help="another than the recipe's")
     parser.add_argument("--read-well", type=float, help="another than the recipe's")
     parser.add_argument("--first-quality", type=float, help="another than the recipe's")
+    parser.add_argument("--preservation", type=float, help="another than the recipe's")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="entries never trained on")
     parser.add_argument("--perceptual-weights", type=Path, help=(
         "published Watson-VGG .pth, if --like was trained with it"))  # fmt: skip
@@ -306,6 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("learning_rate", "batch_size", "read_well", "first_quality"):
         if (given := getattr(options, name)) is not None:
             recipe[name] = given
+    if options.preservation is not None:
+        recipe["weights"] = replace(recipe["weights"], preservation=options.preservation)
     caches = _caches(options, mirrored=made.get("mirrored", False))
     for kind in dict.fromkeys(VARIANTS[name].kind for name in options.only):
         caches.of_kind(kind)  # what is missing is said before anything is trained

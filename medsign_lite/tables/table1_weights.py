@@ -12,8 +12,8 @@ saw no rotation, brightness or blur. It is of MedSign's kind, but without the tu
 into that: HiDDeN's own network learns the same from millions of images. The fair one reads with
 MedSign's extractor, and has MedSign's message, image loss, blocks and optimiser. What attacks in
 training alone bring, which are ours and not MedSign's, is for Table 2 to say. MedSign's literal map
-is Eq. 1 as printed; its decoder goes on from the shipped one with that map, for a fraction of its
-steps.
+is Eq. 1 as printed; its decoder goes on from one of the sharp map, for a fraction of its steps. The
+recorded ones went on from the decoders that were shipped before, and the shipped ones from there.
 
 The samples come with the maps that `medsign_lite.tables.ablations` asks for as well; where `make
 weights` has run, build/weights/cache_M holds the same. For SSL Watermark in the features of a
@@ -61,6 +61,8 @@ TITLES = {
     "medsign-literal": "MedSign, literal map",
     "medsign-sharp": "MedSign, sharp map",
 }
+# Of SSIM in the image loss of the fair Stable Signature: MedSign's, for most of its steps.
+STRUCTURE = {"chest": "60", "fundus": "50"}
 LITERAL_STEPS = 1500  # some 25 minutes of one core
 _AS_PUBLISHED = " ".join(STABLE_SIGNATURE_ATTACKS)
 _FINETUNING = (
@@ -83,7 +85,8 @@ RECIPES = {  # by the folder that each one fills
     f"--attacks {_AS_PUBLISHED} --steps 4000",
     "stable_signature_published_{m}": f"{_FINETUNING} "
     f"--extractor {{b}}/extractor_published/extractor --batch-size 4 {_PLAIN}",
-    "stable_signature_{m}": f"{_FINETUNING} --extractor {{w}}/extractor {{recipe}} {_PLAIN}",
+    "stable_signature_{m}": f"{_FINETUNING} --extractor {{w}}/extractor {{recipe}} "
+    f"--structure {{structure}} {_PLAIN}",
     # The shipped decoder gone on with, as it was trained but for the map.
     "medsign_literal_{m}": f"{_FINETUNING} --kind literal --start {{w}}/decoder_{{m}} "
     f"--extractor {{w}}/extractor {{recipe}} --steps {LITERAL_STEPS}",
@@ -99,7 +102,7 @@ def recipes(modality: str, *, weights: str | Path, baselines: str | Path) -> dic
         raise ValueError(f"expected a modality among {', '.join(PRESETS)}, got {modality!r}")
     shipped = read_config(Path(weights) / f"decoder_{modality}" / "config.json")
     names = {"m": modality, "w": weights, "b": baselines, "message": shipped["message"]}
-    names["recipe"] = " ".join(recipe(modality))
+    names |= {"recipe": " ".join(recipe(modality)), "structure": STRUCTURE[modality]}
     return {
         folder.format(**names): f"{command} --out {{b}}/{folder}".format(**names)
         for folder, command in RECIPES.items()
