@@ -63,8 +63,9 @@ GRID = 4 * FOLD  # of what the embedder draws, in pixels; the extractor shall no
 MESSAGE_WEIGHT = 10.0
 # Bits of a small region, turned and compressed, cannot all be read: ask for less than elsewhere.
 LOCALISED_CURRICULUM = CurriculumConfig(
-    read_well=0.8, read_very_well=0.85, attack_images=40_000, strength_images=80_000
-)
+    read_well=0.8, read_very_well=0.85, attack_images=15_000, strength_images=30_000,
+    sizes=(96, 128), size_starts=(0.0, 0.9),  # a smaller crop's textures say too little
+)  # fmt: skip
 
 
 def localised_losses(answers: Tensor, region: Tensor, message: Tensor) -> dict[str, Tensor]:
@@ -197,7 +198,7 @@ def fit(
     curriculum: CurriculumConfig | None = None,
     minutes: float | None = None,
     steps: int | None = None,
-    batch_pixels: int = 64 * 64 * 64,
+    batch_pixels: int = 32 * 96 * 96,
     largest_batch: int = 64,
     learning_rate: float = 1e-3,
     held_out: int = 128,
