@@ -27,7 +27,7 @@ _SHARED = (
 )
 _OF_MODALITY = {
     "chest": (
-        *("--preservation", "400000", "--structure", "80"),
+        *("--preservation", "1000000", "--structure", "80"),
         *("--first-quality", "0.055", "--read-well", "0.99"),
         *("--attacks", "none", "crop", "resize", *["brightness"] * 5),
         *(*["rotation"] * 6, *["jpeg"] * 3),
@@ -35,10 +35,10 @@ _OF_MODALITY = {
     # Mirrored: from 1,440 samples alone it learns by heart which places to spare. In colour: the
     # extractor reads luma, most of it green, and a grey mark of the same luma costs 1.3 dB more.
     "fundus": (
-        *("--preservation", "1500000", "--structure", "50", "--colour", "1"),
-        *("--first-quality", "0.03", "--read-well", "0.974", "--mirrored"),
+        *("--preservation", "1200000", "--structure", "60", "--colour", "1"),
+        *("--first-quality", "0.045", "--read-well", "0.982", "--mirrored"),
         *("--attacks", "none", "brightness", "crop", *["resize"] * 2),
-        *(*["rotation"] * 6, *["jpeg"] * 6),
+        *(*["rotation"] * 5, *["jpeg"] * 7),
     ),
 }
 

@@ -11,8 +11,8 @@ variants go on from, so that they differ in nothing but what their name says. A 
 message, other batches and other attacks. Everything else, the losses' weights, the attacks and the
 perceptual loss, is the recipe of the shipped decoder, read from its folder (--like). A finished
 decoder is not trained again, and a killed run goes on when the same command is given. What is
-recorded in results/ was trained when the shipped decoders had a preservation of 1,500,000, which
---preservation gives back to those that have less now.
+recorded in results/ was trained when the shipped decoders had a preservation of 1,500,000, and an
+SSIM that weighed 60 and 50; --preservation takes the place of what they have now.
 
 Give --steps where runs are to be compared: in the same minutes a busy processor does fewer. Short
 runs do not get to read as well as the shipped decoder, and as long as they do not, the factor of
