@@ -102,11 +102,12 @@ def test_step_under_full_attacks_updates_both_networks():
     optimiser = torch.optim.AdamW(watermark.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(0)
     messages = random_messages(12, 4, generator=generator)
-    values, _, _ = localised_step(
-        watermark, optimiser, images(12), messages, strength=0.1, hardness=1.0,
-        precision="float32", generator=generator,
-    )  # fmt: skip
-    assert 0 < values["loss"] < 30
+    for _ in range(2):  # in the first, what the pyramid draws is multiplied by 0
+        values, _, _ = localised_step(
+            watermark, optimiser, images(12), messages, strength=0.1, hardness=1.0,
+            precision="float32", generator=generator,
+        )  # fmt: skip
+        assert 0 < values["loss"] < 30
     still = [n for n, weight in watermark.named_parameters() if torch.equal(weight, before[n])]
     assert not still
 

@@ -83,8 +83,8 @@ def test_energies_are_of_what_is_there_wherever_it_is_cut(watermark):
         for picture in (noise[..., :128, :128], noise[..., 3:131, 2:130], smooth[..., :128, :128])
     ]
     assert energies[0].shape == (1, CONFIG.channels)
-    assert (energies[0] - energies[1]).abs().max() < 0.1
-    assert (energies[0] - energies[2]).abs().min() > 0.3
+    assert (energies[0] - energies[1]).abs().mean() < 0.15  # in nats
+    assert (energies[0] - energies[2]).mean() > 0.5
 
 
 def test_psnr_of_marked_images_is_what_was_asked_for_and_can_be_changed(watermark):
