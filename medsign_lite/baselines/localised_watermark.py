@@ -32,7 +32,7 @@ from medsign_lite.training.evaluation_mode import evaluation_mode
 NAME = "WAM kind (our small re-implementation)"  # for tables and figures
 FOLD = 4  # side of the square of pixels that the extractor gives one answer for
 MINIMUM_SIDE = 16  # of an image, in pixels
-HALF = 2  # textures and energies are of images at half their size: JPEG leaves nothing finer
+HALF = 2  # textures and energies are of images at half their size: JPEG leaves little finer
 KERNEL = 17  # side of their filters there; smaller ones' bands overlap, and hold fewer bits
 NOISE_SEED = 0  # of what the textures are made from, outside training
 _LOUDEST = 2.0  # logarithm of how much louder or fainter than 1 a texture may be
@@ -118,14 +118,8 @@ def gabor_filters(count: int, size: int) -> Tensor:
     # The golden ratio's multiples leave no two angles alike, however many filters there are.
     angle = math.pi * (index * (5**0.5 - 1) / 2 % 1)
     radius = (0.1**2 + (0.4**2 - 0.1**2) * (index + 0.5) / count).sqrt()
-    phase = (
-        2
-        * math.pi
-        * (
-            (radius * angle.cos())[:, None, None] * place
-            + (radius * angle.sin())[:, None, None] * place[:, None]
-        )
-    )
+    across, down = (2 * math.pi * radius * part for part in (angle.cos(), angle.sin()))
+    phase = across[:, None, None] * place + down[:, None, None] * place[:, None]
     filters = torch.stack([phase.cos(), phase.sin()], dim=1) * window * window[:, None]
     filters = filters - filters.mean(dim=(2, 3), keepdim=True)
     return filters / filters.square().sum(dim=(2, 3), keepdim=True).sqrt()
@@ -140,7 +134,7 @@ class LocalisedEmbedder(nn.Module):
         # "zeros" would let it lean on the edges of small crops.
         self.pyramid = _Pyramid(3 * FOLD**2, config, padding="replicate", hears=True)
         self.last = nn.Conv2d(config.channels, config.channels, 1)
-        # Without a way of its own the message takes ten times as long to show in the textures.
+        # The message's own way to the textures: each of them hears every bit from the start.
         self.direct = nn.Linear(config.bits, config.channels, bias=False)
         nn.init.orthogonal_(self.direct.weight)
         nn.init.zeros_(self.last.weight)
