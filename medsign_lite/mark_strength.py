@@ -33,6 +33,12 @@ from medsign_lite.training.processor import tune_processor
 LOWEST, HIGHEST = 0.5, 1.5  # beyond, the decoder draws another picture instead of another mark
 
 
+def check_factor(factor: float) -> None:
+    """Refuse a factor that `with_strength` does not take."""
+    if not LOWEST <= factor <= HIGHEST:
+        raise ValueError(f"factor: expected from {LOWEST} to {HIGHEST}, got {factor}")
+
+
 def with_strength(decoder: LatentDecoder, vae: Autoencoder, factor: float) -> LatentDecoder:
     """A frozen copy whose weights are original + factor * (decoder - original).
 
@@ -43,8 +49,7 @@ def with_strength(decoder: LatentDecoder, vae: Autoencoder, factor: float) -> La
     Raises:
         ValueError: for another factor.
     """
-    if not LOWEST <= factor <= HIGHEST:
-        raise ValueError(f"factor: expected from {LOWEST} to {HIGHEST}, got {factor}")
+    check_factor(factor)
     made, trained = copy_decoder(vae), decoder.state_dict()
     with torch.no_grad():
         for name, value in made.state_dict().items():
@@ -65,6 +70,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pipeline", type=Path, default=BUNDLED)
     parser.add_argument("--out", type=Path, required=True, help="the new decoder's folder")
     options = parser.parse_args(arguments)
+    try:
+        check_factor(options.factor)  # before the samples are decoded
+    except ValueError as error:
+        parser.error(str(error))
     tune_processor()
     vae = load_pipeline(options.pipeline).vae
     extractor = load_extractor(options.extractor)

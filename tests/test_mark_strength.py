@@ -71,5 +71,8 @@ def test_command_writes_a_decoder_that_says_its_strength(tmp_path, capsys):
         assert config["message"] == "1011" and {"psnr", "jpeg"} <= set(config["evaluation"])
         figures.append((config["mark_strength"], config["evaluation"]["psnr"]))
         load_decoder(tmp_path / out, pipeline.vae)  # made from this autoencoder, it still says
+    with pytest.raises(SystemExit):
+        main(["nowhere", *command, "--factor", "2", "--out", str(tmp_path / "never")])
+    assert "expected from 0.5 to 1.5, got 2.0" in capsys.readouterr().err
     assert [factor for factor, _ in figures] == pytest.approx([1.2, 1.44])
     assert figures[0][1] > figures[1][1]  # more of a mark, and worse images
