@@ -64,7 +64,7 @@ MESSAGE_WEIGHT = 10.0
 # Bits of a small region, turned and compressed, cannot all be read: ask for less than elsewhere.
 LOCALISED_CURRICULUM = CurriculumConfig(
     read_well=0.8, read_very_well=0.85, attack_images=15_000, strength_images=30_000,
-    sizes=(96, 128), size_starts=(0.0, 0.9),  # a smaller crop's textures say too little
+    sizes=(64, 96, 128), size_starts=(0.0, 0.5, 0.9),  # smaller crops say too little
 )  # fmt: skip
 
 

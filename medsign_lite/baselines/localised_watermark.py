@@ -8,9 +8,9 @@ Departures from the paper: networks of a million weights each, convolutions only
 extractor is a vision transformer; any image at its own size, where the paper goes through 256
 pixels; one grey residual for the three colours, so that a picture saved as grey keeps its mark; a
 residual of a given root mean square; and one message in an image, not several in several places.
-What is drawn is a mixture of textures, that is of filtered noise, and the extractor is given the
-energies of such filters beside the pixels. A network that draws on a grid of its own has to unlearn
-the grid before a crop can be read; textures read alike wherever they are cut.
+What is drawn is a mixture of plane waves, and the extractor is given the energies of filters for
+them beside the pixels. A network that draws on a grid of its own has to unlearn the grid before a
+crop can be read; how strong a wave is reads alike wherever it is cut.
 """
 
 import math
@@ -32,10 +32,10 @@ from medsign_lite.training.evaluation_mode import evaluation_mode
 NAME = "WAM kind (our small re-implementation)"  # for tables and figures
 FOLD = 4  # side of the square of pixels that the extractor gives one answer for
 MINIMUM_SIDE = 16  # of an image, in pixels
-HALF = 2  # textures and energies are of images at half their size: JPEG leaves little finer
+HALF = 2  # energies are of images at half their size: JPEG leaves little finer
 KERNEL = 17  # side of their filters there; smaller ones' bands overlap, and hold fewer bits
-NOISE_SEED = 0  # of what the textures are made from, outside training
-_LOUDEST = 2.0  # logarithm of how much louder or fainter than 1 a texture may be
+PHASE_SEED = 0  # of the waves, outside training
+_LOUDEST = 2.0  # logarithm of how much louder or fainter than 1 a wave may be
 _FAINT = 1e-4  # energy, in units of `imagenet_normalise`, below which nothing is told apart
 _BLOCKS = ExtractorConfig()  # what the shared building block takes its kind from
 
@@ -106,20 +106,30 @@ class _Pyramid(nn.Module):
         return features
 
 
-def gabor_filters(count: int, size: int) -> Tensor:
-    """What both networks' filters begin as: `count` pairs, (count, 2, size, size).
+def wave_phases(count: int, height: int, width: int) -> Tensor:
+    """Phases of `count` plane waves in radians, (count, height, width), 0 in the middle.
 
-    Cosine and sine under a Gaussian window, of .1 to .4 periods in a pixel and any angle, evenly
-    spread over that ring of the spectrum; each of unit energy and without a mean.
+    They have .05 to .2 periods in a pixel and any angle, evenly spread over that ring of the
+    spectrum.
+    """
+    index = torch.arange(count)
+    # The golden ratio's multiples leave no two angles alike, however many waves there are.
+    angle = math.pi * (index * (5**0.5 - 1) / 2 % 1)
+    radius = (0.05**2 + (0.2**2 - 0.05**2) * (index + 0.5) / count).sqrt()
+    across, down = (2 * math.pi * radius * part for part in (angle.cos(), angle.sin()))
+    x, y = (torch.arange(side) - (side - 1) / 2 for side in (width, height))
+    return across[:, None, None] * x + down[:, None, None] * y[:, None]
+
+
+def gabor_filters(count: int, size: int) -> Tensor:
+    """What the extractor's filters begin as: `count` pairs, (count, 2, size, size).
+
+    Cosine and sine of the waves in an image at half its size, under a Gaussian window; each of unit
+    energy and without a mean.
     """
     place = torch.arange(size) - (size - 1) / 2
     window = torch.exp(-place.square() / (2 * (size / 5) ** 2))
-    index = torch.arange(count)
-    # The golden ratio's multiples leave no two angles alike, however many filters there are.
-    angle = math.pi * (index * (5**0.5 - 1) / 2 % 1)
-    radius = (0.1**2 + (0.4**2 - 0.1**2) * (index + 0.5) / count).sqrt()
-    across, down = (2 * math.pi * radius * part for part in (angle.cos(), angle.sin()))
-    phase = across[:, None, None] * place + down[:, None, None] * place[:, None]
+    phase = HALF * wave_phases(count, size, size)
     filters = torch.stack([phase.cos(), phase.sin()], dim=1) * window * window[:, None]
     filters = filters - filters.mean(dim=(2, 3), keepdim=True)
     return filters / filters.square().sum(dim=(2, 3), keepdim=True).sqrt()
@@ -134,13 +144,10 @@ class LocalisedEmbedder(nn.Module):
         # "zeros" would let it lean on the edges of small crops.
         self.pyramid = _Pyramid(3 * FOLD**2, config, padding="replicate", hears=True)
         self.last = nn.Conv2d(config.channels, config.channels, 1)
-        # The message's own way to the textures: each of them hears every bit from the start.
+        # The message's own way to the waves: each of them hears every bit from the start.
         self.direct = nn.Linear(config.bits, config.channels, bias=False)
         nn.init.orthogonal_(self.direct.weight)
         nn.init.zeros_(self.last.weight)
-        self.textures = nn.Conv2d(1, config.channels, KERNEL, bias=False)
-        with torch.no_grad():
-            self.textures.weight.copy_(gabor_filters(config.channels, KERNEL)[:, :1])
 
     def forward(
         self,
@@ -154,7 +161,7 @@ class LocalisedEmbedder(nn.Module):
 
         image: (B, 3, H, W) in [0, 1]; message: (B, bits) in {0, 1}; masking: in [0, 1], how far
         the residual follows the just noticeable difference; at 0 all pixels are alike; generator:
-        of the noise that all images' textures are made from, default: the same noise every time.
+        (CPU) of how far all images' waves are shifted, default: the same every time.
         """
         check_one_message_per_image(message, image, self.config.bits)
         height, width = image.shape[-2:]
@@ -163,15 +170,11 @@ class LocalisedEmbedder(nn.Module):
         gains = self.last(features) + self.direct(signs)[:, :, None, None]
         # The extractor sees logarithms of energies, to which an exponential adds.
         amounts = (_LOUDEST * torch.tanh(gains / _LOUDEST)).exp()
-        amounts = F.interpolate(amounts, scale_factor=FOLD / HALF, mode="bilinear")
-        generator = generator or torch.Generator().manual_seed(NOISE_SEED)
-        sides = [math.ceil(side / HALF) + KERNEL - 1 for side in (height, width)]
-        noise = torch.randn(1, 1, *sides, generator=generator)
-        textures = self.textures(noise.to(image.device))
-        amounts = amounts[..., : textures.shape[-2], : textures.shape[-1]]
-        residual = (amounts * textures).sum(dim=1, keepdim=True).float()
-        residual = F.interpolate(residual, scale_factor=float(HALF), mode="bilinear")
-        residual = residual[..., :height, :width]
+        amounts = F.interpolate(amounts, scale_factor=float(FOLD), mode="bilinear")
+        generator = generator or torch.Generator().manual_seed(PHASE_SEED)
+        shift = 2 * math.pi * torch.rand(self.config.channels, 1, 1, generator=generator)
+        waves = (wave_phases(self.config.channels, height, width) + shift).cos().to(image)
+        residual = (amounts[..., :height, :width] * waves).sum(dim=1, keepdim=True).float()
         with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
             weight = just_noticeable_difference(image)
             weight = 1 - masking + masking * weight / weight.mean(dim=(1, 2, 3), keepdim=True)
