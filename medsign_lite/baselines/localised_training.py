@@ -1,6 +1,6 @@
 """Training of the WAM kind of watermark (our small re-implementation): step, evaluate, fit.
 
-    python -m medsign_lite.baselines.localised_training --data MANIFEST --out FOLDER --steps 8000
+    python -m medsign_lite.baselines.localised_training --data MANIFEST --out FOLDER --steps 1900
 
 The mark is kept in a random region, the rest of the picture is the original or another image, and
 an attack moves the region along wherever it moves pixels. The losses ask for the region, and for
@@ -62,9 +62,11 @@ GRID = 4 * FOLD  # of what the embedder draws, in pixels; the extractor shall no
 # At 1, one pattern that says "marked" takes the residual, and no bit is learnt.
 MESSAGE_WEIGHT = 10.0
 # Bits of a small region, turned and compressed, cannot all be read: ask for less than elsewhere.
+# Waves are heard at 26 dB from the start.
 LOCALISED_CURRICULUM = CurriculumConfig(
-    read_well=0.8, read_very_well=0.85, attack_images=15_000, strength_images=30_000,
-    sizes=(64, 96, 128), size_starts=(0.0, 0.5, 0.9),  # smaller crops say too little
+    first_strength=0.05, read_well=0.75, read_very_well=0.78,
+    attack_images=12_000, strength_images=12_000,
+    sizes=(64, 96, 128), size_starts=(0.0, 0.4, 0.85),  # smaller crops say too little
 )  # fmt: skip
 
 
