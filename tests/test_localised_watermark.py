@@ -104,6 +104,18 @@ def test_energies_are_of_what_is_there_wherever_it_is_cut(watermark):
     assert (energies[0] - energies[2]).mean() > 0.5
 
 
+def test_the_direct_ways_are_each_others_transpose_and_hear_bits_before_training():
+    torch.manual_seed(0)
+    untrained = LocalisedWatermark(psnr=14.0).requires_grad_(False)  # statistics of the batch
+    messages = torch.randint(0, 2, (16, 32)).float()
+    grey = untrained.embed(images(96, 96, count=16), messages).mean(dim=1, keepdim=True)
+    extractor = untrained.extractor
+    answers = extractor.direct(extractor.centre(extractor.energies(grey, (24, 24))))
+    read = answers.mean(dim=(2, 3))[:, 1:] > 0
+    assert (read == messages.bool()).float().mean() > 0.85
+    assert torch.equal(answers[:, 0], torch.zeros(16, 24, 24))  # of "marked" nothing is known yet
+
+
 def test_psnr_of_marked_images_is_what_was_asked_for_and_can_be_changed(watermark):
     image = images(64, 64)
     strong = watermark.embed(image, MESSAGE)

@@ -199,14 +199,19 @@ class LocalisedExtractor(nn.Module):
         self.pyramid = _Pyramid(FOLD**2 + config.channels, config, padding="zeros", hears=False)
         self.wide = nn.Conv2d(config.channels, 4 * config.channels, 1)
         self.head = nn.Conv2d(4 * config.channels, 1 + config.bits, 1)
+        # The energies' own way to the answers, as the message has one to the waves.
+        self.centre = nn.BatchNorm2d(config.channels, affine=False)
+        self.direct = nn.Conv2d(config.channels, 1 + config.bits, 1, bias=False)
+        nn.init.zeros_(self.direct.weight)
 
     def coarse(self, image: Tensor) -> Tensor:
         """Answers (B, 1 + bits, ceil(H / 4), ceil(W / 4)), float32; these are trained."""
         check_image(image, minimum=self.minimum_side, in_range=False)
         grey = imagenet_normalise(image).mean(dim=1, keepdim=True)
         pixels = fold_space(grey, FOLD)
-        features = torch.cat([pixels, self.energies(grey, pixels.shape[-2:])], dim=1)
-        return self.head(F.relu(self.wide(self.pyramid(features)))).float()
+        energies = self.energies(grey, pixels.shape[-2:])
+        features = self.wide(self.pyramid(torch.cat([pixels, energies], dim=1)))
+        return (self.head(F.relu(features)) + self.direct(self.centre(energies))).float()
 
     def energies(self, grey: Tensor, size: Sequence[int]) -> Tensor:
         """Logarithms of the filters' energies (B, channels, h, w) in grey images (B, 1, H, W)."""
@@ -243,6 +248,9 @@ class LocalisedWatermark(nn.Module):
         self.config = config or LocalisedConfig()
         self.embedder = LocalisedEmbedder(self.config)
         self.extractor = LocalisedExtractor(self.config)
+        # Written by an orthogonal matrix, read by its transpose: bits are heard before training.
+        with torch.no_grad():
+            self.extractor.direct.weight[1:, :, 0, 0] = self.embedder.direct.weight.T
         self.psnr = psnr
 
     @property
