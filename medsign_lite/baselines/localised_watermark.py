@@ -14,7 +14,6 @@ crop can be read; how strong a wave is reads alike wherever it is cut.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -199,26 +198,31 @@ class LocalisedExtractor(nn.Module):
         self.pyramid = _Pyramid(FOLD**2 + config.channels, config, padding="zeros", hears=False)
         self.wide = nn.Conv2d(config.channels, 4 * config.channels, 1)
         self.head = nn.Conv2d(4 * config.channels, 1 + config.bits, 1)
-        # The energies' own way to the answers, as the message has one to the waves.
-        self.centre = nn.BatchNorm2d(config.channels, affine=False)
-        self.direct = nn.Conv2d(config.channels, 1 + config.bits, 1, bias=False)
-        nn.init.zeros_(self.direct.weight)
+        # The energies' own way to the answers, as the message has one to the waves. At first there
+        # is no other: see `localised_training.calibrate`.
+        self.direct = nn.Conv2d(config.channels, 1 + config.bits, 1)
+        for layer in (self.head, self.direct):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def coarse(self, image: Tensor) -> Tensor:
         """Answers (B, 1 + bits, ceil(H / 4), ceil(W / 4)), float32; these are trained."""
         check_image(image, minimum=self.minimum_side, in_range=False)
-        grey = imagenet_normalise(image).mean(dim=1, keepdim=True)
-        pixels = fold_space(grey, FOLD)
-        energies = self.energies(grey, pixels.shape[-2:])
+        pixels, energies = fold_space(self._grey(image), FOLD), self.energies(image)
         features = self.wide(self.pyramid(torch.cat([pixels, energies], dim=1)))
-        return (self.head(F.relu(features)) + self.direct(self.centre(energies))).float()
+        return (self.head(F.relu(features)) + self.direct(energies)).float()
 
-    def energies(self, grey: Tensor, size: Sequence[int]) -> Tensor:
-        """Logarithms of the filters' energies (B, channels, h, w) in grey images (B, 1, H, W)."""
-        small = F.avg_pool2d(grey, HALF, ceil_mode=True)
-        pairs = self.filters(small).float().unflatten(1, (-1, 2))
-        energy = F.adaptive_avg_pool2d(pairs.square().sum(dim=2), size)
-        return (energy + _FAINT).log()
+    def energies(self, image: Tensor) -> Tensor:
+        """Logarithms of the filters' energies, (B, channels, ceil(H / 4), ceil(W / 4)), in images
+        (B, 3, H, W) around [0, 1]."""
+        pairs = self.filters(F.avg_pool2d(self._grey(image), HALF, ceil_mode=True))
+        energy = pairs.float().unflatten(1, (-1, 2)).square().sum(dim=2)
+        size = [math.ceil(side / FOLD) for side in image.shape[-2:]]
+        return (F.adaptive_avg_pool2d(energy, size) + _FAINT).log()
+
+    @staticmethod
+    def _grey(image: Tensor) -> Tensor:
+        return imagenet_normalise(image).mean(dim=1, keepdim=True)
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, 3, H, W) around [0, 1] to logits (B, 1 + bits, H, W): marked, then the bits.
@@ -248,9 +252,6 @@ class LocalisedWatermark(nn.Module):
         self.config = config or LocalisedConfig()
         self.embedder = LocalisedEmbedder(self.config)
         self.extractor = LocalisedExtractor(self.config)
-        # Written by an orthogonal matrix, read by its transpose: bits are heard before training.
-        with torch.no_grad():
-            self.extractor.direct.weight[1:, :, 0, 0] = self.embedder.direct.weight.T
         self.psnr = psnr
 
     @property
