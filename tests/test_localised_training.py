@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from medsign_lite.baselines import localised_training
 from medsign_lite.baselines.localised_training import (
+    calibrate,
     evaluate,
     fit,
     localised_losses,
@@ -20,6 +21,8 @@ from medsign_lite.baselines.localised_watermark import (
 from medsign_lite.checkpoints import load_checkpoint
 from medsign_lite.curriculum import CurriculumConfig, NoTakeOff
 from medsign_lite.messages import random_messages
+from medsign_lite.metrics import bit_accuracy
+from medsign_lite.training.evaluation_mode import evaluation_mode
 
 CONFIG = LocalisedConfig(bits=4, channels=16)
 EASY = CurriculumConfig(sizes=(32,), size_starts=(0.0,))
@@ -73,6 +76,29 @@ def test_detection_loss_is_least_for_the_region():
     assert losses[0] < 0.01 < losses[1] < 1 < losses[2]
 
 
+def test_calibration_reads_before_training_where_chance_was_read():
+    def right(watermark):
+        with evaluation_mode(watermark):
+            return bit_accuracy(watermark.extract(watermark.embed(held_out, sent)), sent).mean()
+
+    watermark = LocalisedWatermark(LocalisedConfig(bits=8, channels=16), psnr=30.0)
+    pictures = images(64, 96)
+    held_out, sent = (
+        pictures[48:],
+        random_messages(16, 8, generator=torch.Generator().manual_seed(1)),
+    )
+    stack = (255 * pictures[:48]).to(torch.uint8)
+    options = {"strengths": (0.05, 0.02), "batches": 12, "batch_size": 16}
+    assert right(watermark) < 0.6  # every answer is 0
+    calibrate(watermark, stack, generator=torch.Generator().manual_seed(0), **options)
+    assert right(watermark) > 0.9
+    assert not watermark.extractor.direct.weight[0].any()  # of "marked" nothing is known yet
+    other = LocalisedWatermark(LocalisedConfig(bits=8, channels=16))
+    other.load_state_dict(watermark.state_dict())
+    calibrate(other, stack, generator=torch.Generator().manual_seed(0), **options)
+    assert torch.equal(other.extractor.direct.bias, watermark.extractor.direct.bias)
+
+
 def test_step_learns_to_find_and_to_read_one_batch():
     watermark = LocalisedWatermark(CONFIG)
     optimiser = torch.optim.AdamW(watermark.parameters(), lr=3e-3)
@@ -102,7 +128,7 @@ def test_step_under_full_attacks_updates_both_networks():
     optimiser = torch.optim.AdamW(watermark.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(0)
     messages = random_messages(12, 4, generator=generator)
-    for _ in range(2):  # in the first, what the pyramid draws is multiplied by 0
+    for _ in range(3):  # what reads begins at 0, and then what the embedder's pyramid draws
         values, _, _ = localised_step(
             watermark, optimiser, images(12), messages, strength=0.1, hardness=1.0,
             precision="float32", generator=generator,

@@ -22,7 +22,10 @@ MESSAGE = torch.tensor([1.0, 0, 1, 1, 0, 0, 1, 0])
 @pytest.fixture(scope="module")
 def watermark():
     torch.manual_seed(0)
-    return LocalisedWatermark(CONFIG).eval().requires_grad_(False)
+    watermark = LocalisedWatermark(CONFIG)
+    for layer in (watermark.extractor.head, watermark.extractor.direct):  # as if trained: not 0
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    return watermark.eval().requires_grad_(False)
 
 
 def images(*size, count=2, seed=0):
@@ -72,7 +75,9 @@ def test_waves_fill_a_ring_of_the_spectrum_and_the_filters_hear_each_its_own():
     assert rings.tolist() == [4, 4, 4, 4]
     torch.manual_seed(0)
     extractor = LocalisedWatermark(CONFIG).extractor
-    energies = extractor.energies(phases.cos()[:, None], (32, 32)).mean(dim=(2, 3)).detach()
+    energies = (
+        extractor.energies(phases.cos()[:, None].expand(-1, 3, -1, -1)).mean(dim=(2, 3)).detach()
+    )
     assert torch.equal(energies.argmax(dim=1), torch.arange(16))
 
 
@@ -93,27 +98,17 @@ def test_a_mark_does_not_repeat(watermark):
 
 
 def test_energies_are_of_what_is_there_wherever_it_is_cut(watermark):
-    noise = torch.randn(1, 1, 132, 132, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 1, 132, 132, generator=torch.Generator().manual_seed(0)).expand(
+        1, 3, -1, -1
+    )
     smooth = torch.nn.functional.avg_pool2d(noise, 3, stride=1)
     energies = [
-        watermark.extractor.energies(picture, (32, 32)).mean(dim=(2, 3))
+        watermark.extractor.energies(picture).mean(dim=(2, 3))
         for picture in (noise[..., :128, :128], noise[..., 3:131, 2:130], smooth[..., :128, :128])
     ]
     assert energies[0].shape == (1, CONFIG.channels)
     assert (energies[0] - energies[1]).abs().mean() < 0.15  # in nats
     assert (energies[0] - energies[2]).mean() > 0.5
-
-
-def test_the_direct_ways_are_each_others_transpose_and_hear_bits_before_training():
-    torch.manual_seed(0)
-    untrained = LocalisedWatermark(psnr=14.0).requires_grad_(False)  # statistics of the batch
-    messages = torch.randint(0, 2, (16, 32)).float()
-    grey = untrained.embed(images(96, 96, count=16), messages).mean(dim=1, keepdim=True)
-    extractor = untrained.extractor
-    answers = extractor.direct(extractor.centre(extractor.energies(grey, (24, 24))))
-    read = answers.mean(dim=(2, 3))[:, 1:] > 0
-    assert (read == messages.bool()).float().mean() > 0.85
-    assert torch.equal(answers[:, 0], torch.zeros(16, 24, 24))  # of "marked" nothing is known yet
 
 
 def test_psnr_of_marked_images_is_what_was_asked_for_and_can_be_changed(watermark):

@@ -1,6 +1,6 @@
 """Training of the WAM kind of watermark (our small re-implementation): step, evaluate, fit.
 
-    python -m medsign_lite.baselines.localised_training --data MANIFEST --out FOLDER --steps 1500
+    python -m medsign_lite.baselines.localised_training --data MANIFEST --out FOLDER --steps 1200
 
 The mark is kept in a random region, the rest of the picture is the original or another image, and
 an attack moves the region along wherever it moves pixels. The losses ask for the region, and for
