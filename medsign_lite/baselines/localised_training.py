@@ -2,7 +2,8 @@
 
     python -m medsign_lite.baselines.localised_training --data MANIFEST --out FOLDER --steps 1200
 
-The mark is kept in a random region, the rest of the picture is the original or another image, and
+Before the first step what reads the waves is fitted to what draws them (`calibrate`). In a step the
+mark is kept in a random region, the rest of the picture is the original or another image, and
 an attack moves the region along wherever it moves pixels. The losses ask for the region, and for
 the message inside it. First the signal is strong and spread evenly; while the attacks grow it comes
 to follow the just noticeable difference; and when the message is read under full attacks it becomes
@@ -61,6 +62,7 @@ from medsign_lite.training.training_state import (
 GRID = 4 * FOLD  # of what the embedder draws, in pixels; the extractor shall not rely on it
 # At 1, one pattern that says "marked" takes the residual, and no bit is learnt.
 MESSAGE_WEIGHT = 10.0
+CALIBRATION_ATTACKS = ("none", "crop", "brightness", "jpeg")  # no line undoes the others
 # Bits of a small region, turned and compressed, cannot all be read: ask for less than elsewhere.
 # Waves are heard at 26 dB from the start.
 LOCALISED_CURRICULUM = CurriculumConfig(
@@ -68,9 +70,6 @@ LOCALISED_CURRICULUM = CurriculumConfig(
     attack_images=12_000, strength_images=12_000,
     sizes=(64, 96, 128), size_starts=(0.0, 0.4, 0.85),  # smaller crops say too little
 )  # fmt: skip
-
-
-CALIBRATION_ATTACKS = ("none", "crop", "brightness", "jpeg")  # no line undoes the others
 
 
 @torch.no_grad()
