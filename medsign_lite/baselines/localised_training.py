@@ -1,6 +1,6 @@
 """Training of the WAM kind of watermark (our small re-implementation): step, evaluate, fit.
 
-    python -m medsign_lite.baselines.localised_training --data MANIFEST --out FOLDER --steps 1200
+    python -m medsign_lite.baselines.localised_training --data MANIFEST --out FOLDER --steps 700
 
 Before the first step what reads the waves is fitted to what draws them (`calibrate`). In a step the
 mark is kept in a random region, the rest of the picture is the original or another image, and
@@ -62,13 +62,15 @@ from medsign_lite.training.training_state import (
 GRID = 4 * FOLD  # of what the embedder draws, in pixels; the extractor shall not rely on it
 # At 1, one pattern that says "marked" takes the residual, and no bit is learnt.
 MESSAGE_WEIGHT = 10.0
-CALIBRATION_ATTACKS = ("none", "crop", "brightness", "jpeg")  # no line undoes the others
-# Bits of a small region, turned and compressed, cannot all be read: ask for less than elsewhere.
-# Waves are heard at 26 dB from the start.
+# Rotations, flips and resizes make one wave another. That has not been learnt to be undone within
+# 17,000 images, and what was read without them suffered: at 34 dB .65 of the bits instead of .93.
+TRAINING_ATTACKS = ("none", "crop", "brightness", "jpeg")
+# Bits of a small region, compressed, cannot all be read: ask for less than elsewhere. Waves are
+# heard at 26 dB from the start.
 LOCALISED_CURRICULUM = CurriculumConfig(
     first_strength=0.05, read_well=0.75, read_very_well=0.78,
-    attack_images=12_000, strength_images=12_000,
-    sizes=(64, 96, 128), size_starts=(0.0, 0.4, 0.85),  # smaller crops say too little
+    attack_images=6_000, strength_images=6_000,
+    sizes=(96, 128), size_starts=(0.0, 0.7),  # smaller crops say too little
 )  # fmt: skip
 
 
@@ -104,7 +106,7 @@ def calibrate(
         strength = strengths[0] * (strengths[1] / strengths[0]) ** place
         residual = watermark.embedder(batch, messages, masking=masking, generator=generator)
         marked = random_attack(
-            quantise(batch + strength * residual), names=CALIBRATION_ATTACKS, generator=generator
+            quantise(batch + strength * residual), names=TRAINING_ATTACKS, generator=generator
         )
         energies.append(extractor.energies(marked).mean(dim=(2, 3)))
         signs.append(2 * messages - 1)
@@ -182,8 +184,9 @@ def localised_step(
         losses, read, sent = [], [], []
         for part, message in parts:
             picture, place = attack_with_region(
-                part[:, :3], part[:, 3:], generator=generator, strength=hardness
-            )
+                part[:, :3], part[:, 3:], names=TRAINING_ATTACKS, generator=generator,
+                strength=hardness,
+            )  # fmt: skip
             answers = watermark.extractor.coarse(picture)
             losses.append((len(part) / len(images), localised_losses(answers, place, message)))
             shown = place.sum(dim=(1, 2, 3)) > 0
@@ -249,7 +252,7 @@ def fit(
     steps: int | None = None,
     batch_pixels: int = 32 * 96 * 96,
     largest_batch: int = 64,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-4,
     held_out: int = 128,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -369,7 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="images to read at most")
     parser.add_argument("--bits", type=int, default=32)
     parser.add_argument("--psnr", type=float, default=38.0, help="of the last strength, in dB")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="auto", help="auto, bfloat16 or float32")

@@ -78,7 +78,7 @@ RECIPES = {  # by the folder that each one fills
     "ssl_watermark": "python -m medsign_lite.baselines.backbone_training --data MANIFEST "
     "--steps 3000",
     "wam_kind": "python -m medsign_lite.baselines.localised_training --data MANIFEST "
-    "--limit 3000 --steps 1200",
+    "--limit 3000 --steps 700",
     "cache_{m}": "python -m medsign_lite.sample_cache --data MANIFEST --pipeline {w}/pipeline "
     f"--modality {{m}} --count {SAMPLES} --scale sharp "
     "--kinds sharp literal sharp_without_cas without_aas",
