@@ -51,9 +51,8 @@ def _table1_row(key: str, row: Mapping | None, gain: Mapping | None) -> list[str
     if row is None:
         return [TITLES.get(key, key), *["-"] * (len(_TABLE1_HEADER) + 2)]
     name = f"**{row['method']}**" if key == OWN else row["method"]
-    bits = "" if row["bits"] == 48 else f", {row['bits']} bits"
     ahead = "" if gain is None else f"{_BOUNDS[gain['bound']]}{gain['gain']:.1f}"
-    return [name + bits, *_figures(row), f"{row['true_positive_rate']:.3f}", ahead]
+    return [name, *_figures(row), f"{row['true_positive_rate']:.3f}", ahead]
 
 
 def _figures(row: Mapping) -> list[str]:

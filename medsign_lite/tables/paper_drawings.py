@@ -31,6 +31,7 @@ from medsign_lite.judges.judge_networks import FindingSegmenter, load_segmenter
 from medsign_lite.latent_diffusion import BUNDLED, decode, load_decoder, load_pipeline, sample
 from medsign_lite.localisation import word_tokens
 from medsign_lite.messages import random_message
+from medsign_lite.published import table1
 from medsign_lite.records.table_samples import TABLE_SEED, table_records
 from medsign_lite.results import ROOT, record_result
 from medsign_lite.selection import SMALL_MAPS, scale_attention, select_token
@@ -183,6 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 guidance=3.0,
             )  # fmt: skip
             other = quantise(decode(pipeline.vae, other)).cpu()[0]
+            (watermark.psnr,) = (  # as in Table 1
+                row["psnr"] for row in table1(modality) if row["method"].startswith("WAM")
+            )
             pasted.append(paste(watermark, word.image, other, title=modality))
         used[modality] = {"id": record.id, "report": record.report, "finding": word.title}
     save(selection_figure(words, cas=SMALL_MAPS), options.out / "paper_fig2.png")
