@@ -8,7 +8,7 @@ Departures from the paper: networks of a million weights each, convolutions only
 extractor is a vision transformer; any image at its own size, where the paper goes through 256
 pixels; one grey residual for the three colours, so that a picture saved as grey keeps its mark; a
 residual of a given root mean square; one message in an image, not several in several places; and
-no rotation, flip or resize in training, after which nothing is read.
+no rotation, flip or resize in training, after which next to nothing is read.
 What is drawn is a mixture of plane waves, and the extractor is given the energies of filters for
 them beside the pixels. A network that draws on a grid of its own has to unlearn the grid before a
 crop can be read; how strong a wave is reads alike wherever it is cut.
