@@ -85,9 +85,11 @@ def test_the_waves_are_the_same_every_time_unless_a_generator_is_given(watermark
     image = images(32, 32)[:1]
     once = watermark.embedder(image, MESSAGE[None])
     assert torch.equal(once, watermark.embedder(image, MESSAGE[None]))
-    generator = torch.Generator().manual_seed(5)
-    other = watermark.embedder(image, MESSAGE[None], generator=generator)
-    assert (once * other).mean().abs() < 0.6  # of 1 if they were alike, 16 waves by chance 0.2
+    alike = [
+        (once * watermark.embedder(image, MESSAGE[None], generator=generator)).mean().abs()
+        for generator in (torch.Generator().manual_seed(seed) for seed in range(1, 13))
+    ]
+    assert torch.stack(alike).mean() < 0.3  # of 1 if they were alike
 
 
 def test_a_mark_does_not_repeat(watermark):
