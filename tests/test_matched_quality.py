@@ -174,6 +174,21 @@ def test_gain_over_a_curve_of_fewer_images_is_of_these_alone():
     assert of_all[40.0]["images"] == 4 and of_all[40.0]["bit_accuracy"] == pytest.approx(0.7)
 
 
+def test_gain_over_a_curve_without_single_images_is_drawn_from_its_intervals():
+    own = rows({36.0: 1.0, 40.0: 0.9, 44.0: 0.8})
+    shifted = rows({32.0: 1.0, 36.0: 0.9, 40.0: 0.8})
+    kept = [{key: value for key, value in row.items() if "per_image" not in key}
+            | {"bit_accuracy_low": row["bit_accuracy"] - 0.01,
+               "bit_accuracy_high": row["bit_accuracy"] + 0.01} for row in shifted]  # fmt: skip
+    found = {row["rung"]: row for row in
+             gain_rows(own, {"kept": kept}, generator=generator(), resamples=4000)}  # fmt: skip
+    row = found[40.0]
+    assert row["gain"] == pytest.approx(4) and row["psnr_against"] == pytest.approx(36)
+    # .01 of accuracy is .4 dB of a curve that falls by .1 in 4 dB.
+    assert row["gain_low"] == pytest.approx(3.6, abs=0.04)
+    assert row["gain_high"] == pytest.approx(4.4, abs=0.04)
+
+
 def test_gain_refuses_curves_of_other_images():
     with pytest.raises(ValueError, match="the same images, got 4 and, of other, 5"):
         gain_rows(rows({36.0: 1.0, 40.0: 0.9}), {"other": rows({36.0: 1.0, 40.0: 0.9}, images=5)},

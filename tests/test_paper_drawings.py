@@ -8,7 +8,7 @@ from medsign_lite.data import Record, write_manifest
 from medsign_lite.latent_diffusion import copy_decoder, sample, save_decoder
 from medsign_lite.records import table_samples
 from medsign_lite.records.table_samples import TABLE_SEED
-from medsign_lite.results import read_result
+from medsign_lite.results import read_result, record_result
 from medsign_lite.tables import paper_drawings
 from medsign_lite.tables.paper_figures import pasted_figure
 
@@ -56,7 +56,10 @@ def test_first_seen_refuses_where_nothing_is_seen(pipeline):
         paper_drawings.first_seen(pipeline, Segmenter(1.0), [record(0, "effusion")], steps=2)
 
 
-def test_main_draws_both_figures_and_records_what_they_are_of(pipeline, tmp_path, monkeypatch):
+@pytest.mark.parametrize("earlier", [None, "0123456789ab"])  # the patch that was drawn before
+def test_main_draws_both_figures_and_records_what_they_are_of(
+    earlier, pipeline, tmp_path, monkeypatch
+):
     monkeypatch.setattr(paper_drawings, "load_segmenter", lambda folder: Segmenter(0.25, 0.25))
     monkeypatch.setattr(table_samples, "RECORDED", 1)  # the gates' own, which the tables leave out
     weights, variants = tmp_path / "weights", tmp_path / "variants"
@@ -72,6 +75,8 @@ def test_main_draws_both_figures_and_records_what_they_are_of(pipeline, tmp_path
             save_decoder(folder, copy_decoder(pipeline.vae), {"message": "01"})
     write_manifest(tmp_path / "manifest.csv", records)
     out = tmp_path / "out"
+    if earlier is not None:
+        record_result(out / "paper_figures.json", {}, {"localised": earlier})
     paper_drawings.main([
         "--data", str(tmp_path / "manifest.csv"), "--out", str(out), "--weights", str(weights),
         "--decoder", f"Plain={variants}/plain_{{modality}}", "--steps", "2",
@@ -84,7 +89,7 @@ def test_main_draws_both_figures_and_records_what_they_are_of(pipeline, tmp_path
     made = document["config"]["decoders"]
     assert [*made] == ["chest", "fundus"] and [*made["chest"]] == ["Plain", "MedSign"]
     assert all(len(name) == 12 for of in made.values() for name in of.values())
-    assert document["config"]["images"] == 1 and document["config"]["localised"] is None
+    assert document["config"]["images"] == 1 and document["config"]["localised"] == earlier
     assert not (out / "pasted_patch.png").exists()
     used = document["values"]["images"]
     assert [used[modality]["id"] for modality in used] == ["chest-1", "fundus-1"]

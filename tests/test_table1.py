@@ -152,6 +152,11 @@ def test_main_adds_to_the_rows_that_are_recorded_already(run, tmp_path):
     assert {"medsign-sharp", "dct-dwt"} <= set(both["config"]["parts"])
     assert "curve-dct-dwt" not in both["values"]["missing"]
     assert "wam-kind" in both["values"]["missing"]
+    # Our own curve alone is compared with what the record says of the others.
+    alone = run("--only", "curve-medsign-sharp", *SHORT, work=tmp_path / "third")["values"]
+    assert [row["gain"] for row in alone["gains"]] == pytest.approx(
+        [row["gain"] for row in both["values"]["gains"]]
+    )
 
 
 def test_decoders_of_another_extractor_are_refused(models, tmp_path, monkeypatch):

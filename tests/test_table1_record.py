@@ -91,7 +91,37 @@ def test_read_table1_joins_records_and_the_later_one_counts(tmp_path):
     assert len(document["values"]["rows"]) == len(ROWS)
     assert found["dct-dwt"] == 30.0 and found["wam-kind"] == 41.4
     assert len(document["values"]["curves"]) == 2 * len(ROWS)
-    assert document["config"]["modality"] == "chest" and "parts" not in document["config"]
+    assert document["config"]["modality"] == "chest"
+    assert document["config"]["parts"] == {"dct-dwt": {"x": 1}}
+
+
+def of_decoder(decoder, extractor="e"):
+    return {"method": {"decoder": decoder, "extractor": extractor}}
+
+
+def test_rows_stay_when_the_shipped_decoder_is_another_but_not_half_of_a_row(tmp_path):
+    old = {part: of_decoder("old") for part in ("medsign-sharp", "curve-medsign-sharp")}
+    old |= {"medsign-literal": of_decoder("literal"),
+            "stable-signature-published": of_decoder("published", "another")}  # fmt: skip
+    record_result(tmp_path / "old.json", made_up_table(), CONFIG | {"parts": old})
+
+    def joined_with(**parts):
+        values = {"rows": [made_up("medsign-sharp", psnr=42.0)]}
+        parts = {name.replace("_", "-"): settings for name, settings in parts.items()}
+        record_result(tmp_path / "new.json", values, CONFIG | {"weights": "v", "parts": parts})
+        return read_table1(tmp_path / "old.json", tmp_path / "new.json")
+
+    new = of_decoder("new")
+    document = joined_with(medsign_sharp=new, curve_medsign_sharp=new)
+    found = {row["row"]: row["psnr"] for row in document["values"]["rows"]}
+    assert found["medsign-sharp"] == 42.0 and found["wam-kind"] == 41.4
+    assert document["config"]["weights"] == "v"
+    assert document["config"]["parts"]["medsign-literal"] == of_decoder("literal")
+    with pytest.raises(ValueError, match="medsign-sharp is of .*'new'.*, curve-medsign-sharp of"):
+        joined_with(medsign_sharp=new)
+    new = of_decoder("new", "another")
+    with pytest.raises(ValueError, match="different extractors: medsign-literal by e, medsign-sha"):
+        joined_with(medsign_sharp=new, curve_medsign_sharp=new)
 
 
 def test_read_table1_refuses_to_mix_configurations_and_names_both(tmp_path):

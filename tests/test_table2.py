@@ -160,6 +160,18 @@ def test_rows_of_other_configurations_are_refused(run, models, tmp_path):
         table2.joined([{"row": "without_tv"}], made, config, tmp_path / "out.json", present={})
 
 
+def test_the_shipped_row_alone_is_measured_again_without_the_variants(run, tmp_path):
+    before = run()
+    alone = run("shipped", variants=None, work=tmp_path / "other")
+    first, second = ({row["row"]: row for row in document["values"]["rows"]}
+                     for document in (before, alone))  # fmt: skip
+    assert [*first] == [*second] and second["without_tv"] == first["without_tv"]
+    assert "against_medsign" in first["shipped"] and "against_medsign" not in second["shipped"]
+    assert second["shipped"]["psnr"] == first["shipped"]["psnr"]
+    assert alone["values"]["claims"] == before["values"]["claims"]
+    assert alone["config"]["decoders"] == before["config"]["decoders"]
+
+
 def test_a_row_of_a_decoder_that_is_gone_does_not_stay(run, models, tmp_path):
     weights = tmp_path / "weights"
     shutil.copytree(models / "weights", weights)

@@ -152,12 +152,33 @@ def psnr_at_accuracy(
     return float(_crossing(*sources))
 
 
-def _curve(rows: Sequence[Mapping], score: str) -> tuple[Tensor, Tensor]:
-    """Decibels (R,) as measured, and a score per image (N, R), higher is better, by rising rung."""
-    rows = sorted(rows, key=lambda row: row["rung"])
-    scores = torch.tensor([row[f"{score}_per_image"] for row in rows], dtype=torch.float64).T
-    decibels = torch.tensor([row["psnr"] for row in rows], dtype=torch.float64)
-    return decibels, -scores if score == "log10_p" else scores
+def _decibels(rows: Sequence[Mapping]) -> Tensor:
+    """(R,) as measured."""
+    return torch.tensor([row["psnr"] for row in rows], dtype=torch.float64)
+
+
+def _scores(rows: Sequence[Mapping], score: str) -> Tensor | None:
+    """A score per image (N, R), higher is better; None of a curve that keeps only the means."""
+    name = {"bit_accuracy": "accuracy_per_image", "log10_p": "log10_p_per_image"}[score]
+    if any(name not in row for row in rows):
+        return None
+    scores = torch.tensor([row[name] for row in rows], dtype=torch.float64).T
+    return -scores if score == "log10_p" else scores
+
+
+def _drawn_means(
+    rows: Sequence[Mapping], score: str, resamples: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Means (R,), higher is better, of a curve that keeps no single image, and (B, R) drawn around
+    them: normal, as wide as their intervals say, all rungs by the same of their deviations."""
+    ends = torch.tensor(
+        [[row[f"{score}{end}"] for end in ("", "_low", "_high")] for row in rows],
+        dtype=torch.float64,
+    )
+    mean = -ends[:, 0] if score == "log10_p" else ends[:, 0]
+    deviation = (ends[:, 2] - ends[:, 1]) / (2 * 1.96)
+    drawn = torch.randn(resamples, 1, generator=generator, dtype=torch.float64)
+    return mean, mean + drawn * deviation
 
 
 def gain_rows(
@@ -175,7 +196,9 @@ def gain_rows(
     Args:
         own: its curve, rows of `curve_row`.
         others: theirs by name, on the same images or the first of them, which both are compared on
-            then: the bootstrap draws images once for both.
+            then: the bootstrap draws images once for both. A curve that was recorded earlier keeps
+            no single image: there its means are drawn from their own intervals, which does not
+            know what makes an image hard for both, and the interval is the wider for it.
 
     Returns:
         For each other method and each rung of its own: rung, against, images (that both are
@@ -189,25 +212,30 @@ def gain_rows(
         ValueError: if a curve is of more images than its own.
     """
     own = sorted(own, key=lambda row: row["rung"])
-    every = own[0]["images"]
+    every, decibels = own[0]["images"], _decibels(own)
     drawn_of_all = torch.randint(every, (resamples, every), generator=generator)
     rows = []
     for name, curve in others.items():
+        curve = sorted(curve, key=lambda row: row["rung"])
         score = "bit_accuracy" if curve[0]["bits"] == own[0]["bits"] else "log10_p"
-        key = "accuracy" if score == "bit_accuracy" else score
-        (decibels, scores), (theirs, scores_there) = _curve(own, key), _curve(curve, key)
-        if (images := len(scores_there)) > every:
+        theirs = _decibels(curve)
+        if (images := curve[0]["images"]) > every:
             raise ValueError(
                 f"expected curves of the same images, got {every} and, of {name}, {images}"
             )
-        scores, drawn = scores[:images], drawn_of_all
+        drawn = drawn_of_all
         if images < every:
             drawn = torch.randint(images, (resamples, images), generator=generator)
-        means, means_there = (
-            torch.stack([column[drawn].mean(dim=1) for column in some.T], dim=1)  # (B, R)
-            for some in (scores, scores_there)
-        )
-        mean, mean_there = scores.mean(dim=0), scores_there.mean(dim=0)
+
+        def resampled(scores: Tensor, drawn: Tensor = drawn) -> tuple[Tensor, Tensor]:
+            means = torch.stack([column[drawn].mean(dim=1) for column in scores.T], dim=1)
+            return scores.mean(dim=0), means  # (R,), (B, R)
+
+        mean, means = resampled(_scores(own, score)[:images])
+        if (scores := _scores(curve, score)) is None:
+            mean_there, means_there = _drawn_means(curve, score, resamples, generator)
+        else:
+            mean_there, means_there = resampled(scores)
         for index, row in enumerate(own):
             level = mean[index]
             at = psnr_at_accuracy(theirs.tolist(), mean_there.tolist(), float(level))

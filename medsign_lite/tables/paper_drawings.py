@@ -9,7 +9,8 @@ pretty image: the first one whose named finding the independent segmenter sees. 
 unmarked image stands for the true finding, which a generated image has not.
 
 Where the WAM kind of Table 1 is trained, a third figure shows what it sees of a marked patch of
-that image, pasted into the next one.
+that image, pasted into the next one. No decoder has a part in it: elsewhere the one that was drawn
+before stays.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from medsign_lite.localisation import word_tokens
 from medsign_lite.messages import random_message
 from medsign_lite.published import table1
 from medsign_lite.records.table_samples import TABLE_SEED, table_records
-from medsign_lite.results import ROOT, record_result
+from medsign_lite.results import ROOT, read_result, record_result
 from medsign_lite.selection import SMALL_MAPS, scale_attention, select_token
 from medsign_lite.tables.paper_figures import (
     Comparison,
@@ -193,11 +194,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save(residual_comparison_figure(rows), options.out / "paper_fig3.png")
     if pasted:
         save(pasted_figure(pasted), options.out / "pasted_patch.png")
+    record = options.out / "paper_figures.json"
+    if watermark is not None:
+        localised = digest(watermark)
+    else:
+        localised = read_result(record)["config"]["localised"] if record.is_file() else None
     config = {"weights": weights_fingerprint(options.weights), "cas": SMALL_MAPS,
               "images": options.images, "steps": options.steps,
-              "decoders": made,
-              "localised": None if watermark is None else digest(watermark)}  # fmt: skip
-    record_result(options.out / "paper_figures.json", {"images": used, "note": NOTE}, config)
+              "decoders": made, "localised": localised}  # fmt: skip
+    record_result(record, {"images": used, "note": NOTE}, config)
     more = ", pasted_patch.png" if pasted else f"; no patch, nothing is at {options.localised}"
     print(f"drawn: paper_fig2.png, paper_fig3.png{more}; {NOTE}")
 

@@ -11,8 +11,9 @@ chroma variant of DCT-DWT (`chroma`).
 
 A finished part is kept under --work and not repeated, so a run that was killed goes on when the
 same command is given again. With `--only` the named parts are measured, and what the file already
-holds of other parts stays, if it is of the same images, weights and settings; otherwise they are
-refused. `--again` measures anew what is kept. Each row says when it was measured, and of which
+holds of other parts stays, if it is of the same images and settings and no row's parts are of
+different networks; otherwise they are refused. So another decoder of MedSign takes its own parts
+alone. `--again` measures anew what is kept. Each row says when it was measured, and of which
 commit. An interval is over images: every method is trained once, and what another training would
 give it does not say.
 
@@ -143,8 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         images, {name: found[name] for name in chosen}, keep=folder / "parts",
         command=_command(options, parser), again=options.again,
     )  # fmt: skip
-    if not options.only or len(groups.get("curves", ())) > len(options.ladder):
-        groups["gains"] = gains(groups["curves"], images.generator("gains"), options.resamples)
+    curves = [dict(row) for row in groups.get("curves", ())]
     for row in groups.get("curves", ()):
         del row["accuracy_per_image"], row["log10_p_per_image"]  # of use to the comparison alone
     fingerprint = weights_fingerprint(options.weights, weights_of(options.modality))
@@ -153,6 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config["parts"] = {name: found[name].settings for name in chosen}
     if options.only and options.out.is_file():
         groups, config["parts"] = _with_earlier(groups, config, options.out)
+    if f"curve-{OWN}" in chosen:
+        measured = {row["row"] for row in curves}
+        curves += [row for row in groups["curves"] if row["row"] not in measured]
+        groups["gains"] = gains(curves, images.generator("gains"), options.resamples)
     record_result(options.out, groups | {"missing": missing_rows(groups)}, config)
     if "rows" in groups:
         shown = table([flat_row(row) for row in groups["rows"]], ["row", *COLUMNS], decimals=3)
@@ -162,13 +166,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _with_earlier(groups: Mapping, config: Mapping, out: Path) -> tuple[dict, dict]:
     """Rows and parts of a record, those that were just measured in place of their namesakes."""
-    earlier = read_result(out)
-    document = {"values": groups, "config": config}
+    earlier, document = read_result(out), {"values": groups, "config": config}
     try:
         both = joined((out.name, earlier), ("what was measured now", to_json(document)))
     except ValueError as error:
         raise ValueError(f"{error}. Name another --out, or measure all rows again") from error
-    return both["values"], earlier["config"].get("parts", {}) | config["parts"]
+    return both["values"], both["config"]["parts"]
 
 
 def _parts(

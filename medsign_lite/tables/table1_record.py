@@ -1,7 +1,9 @@
 """Reading Table 1 as `medsign_lite.tables.table1` recorded it: rows to show, figures to judge.
 
 A record's values are "rows", "curves", "conventions", "codes", "pasted", "chroma" and "gains", all
-lists of dicts that `table1_measurements` and `matched_quality` describe.
+lists of dicts that `table1_measurements` and `matched_quality` describe. A row depends on its own
+networks alone, which the configuration names in "parts": when the shipped decoder is another, what
+was measured of other rows still holds.
 """
 
 from collections.abc import Mapping
@@ -17,8 +19,10 @@ COLUMNS = (
     "psnr", "ssim", *PAPER_ATTACKS, "mean", "true_positive_rate", "log10_p",
     "unmarked_bit_accuracy", "seconds",
 )  # fmt: skip
-_SHARED = ("modality", "weights", "images", "seed", "latents", "autoencoder", "false_positive_rate",
+_SHARED = ("modality", "images", "seed", "latents", "autoencoder", "false_positive_rate",
            "empirical_rate", "resamples", "attacks", "ladder")  # fmt: skip
+KINDS = ("curve", "conventions", "codes", "pasted")  # of parts, beside a row itself
+READ_ALIKE = ("stable-signature", "medsign-literal", OWN)  # with MedSign's extractor
 
 
 def read_table1(*paths: str | Path) -> dict:
@@ -28,12 +32,13 @@ def read_table1(*paths: str | Path) -> dict:
         paths: files of one modality. A later one's rows take the place of an earlier one's.
 
     Returns:
-        {"values", "config"}, the configuration without the single parts'.
+        {"values", "config"}; the weights are the last file's.
 
     Raises:
         FileNotFoundError, ValueError: if a file is missing or no record of Table 1.
         ValueError: if they are of other images or settings, naming both files and what differs:
-            rows of different images make no table.
+            rows of different images make no table. Likewise if parts of one row are of different
+            networks.
     """
     if not paths:
         raise ValueError("expected at least one record of Table 1, got none")
@@ -45,7 +50,7 @@ def joined(*named: tuple[str, Mapping]) -> dict:
 
     "missing" is not among the values: it is of one record, not of several.
     """
-    (first_name, _), first, values = named[0], None, {}
+    (first_name, _), first, values, parts = named[0], None, {}, {}
     for name, document in named:
         config = {key: document["config"].get(key) for key in _SHARED}
         if config["modality"] is None or config["latents"] is None:
@@ -59,13 +64,34 @@ def joined(*named: tuple[str, Mapping]) -> dict:
                 f"{first_name} and {name} are of different configurations, and make no table: "
                 f"{'; '.join(differing)}"
             )
+        parts |= document["config"].get("parts", {})
         for group, rows in document["values"].items():
             if group == "missing":
                 continue
             new = {_identity(row) for row in rows}
             kept = [row for row in values.get(group, ()) if _identity(row) not in new]
             values[group] = sorted([*kept, *rows], key=_place)
-    return {"values": values, "config": first}
+    _check_parts(parts, " and ".join(name for name, _ in named))
+    weights = named[-1][1]["config"].get("weights")
+    return {"values": values, "config": first | {"weights": weights, "parts": parts}}
+
+
+def _check_parts(parts: Mapping[str, Mapping], names: str) -> None:
+    """Refuse rows whose parts are of different networks, such as a curve of an earlier decoder, and
+    rows that MedSign's extractor reads if it is not the same for all."""
+    methods: dict[str, tuple[str, Mapping]] = {}
+    for part, settings in parts.items():
+        row = next((row for row in ROWS if part in (row, *(f"{kind}-{row}" for kind in KINDS))), "")
+        earlier, method = methods.setdefault(row, (part, settings.get("method")))
+        if method != settings.get("method"):
+            raise ValueError(
+                f"{names}: {earlier} is of {method}, {part} of {settings.get('method')}; measure "
+                "both again"
+            )
+    readers = {row: methods[row][1].get("extractor") for row in READ_ALIKE if row in methods}
+    if len({*readers.values()}) > 1:
+        found = ", ".join(f"{row} by {reader}" for row, reader in readers.items())
+        raise ValueError(f"{names}: rows are read by different extractors: {found}")
 
 
 def _place(row: Mapping) -> int:
