@@ -40,7 +40,7 @@ from medsign_lite.training.budgets import Budget, log_row
 from medsign_lite.training.optimisers import OPTIMISERS, decoder_optimiser, trained_parameters
 from medsign_lite.training.precision import PRECISIONS
 from medsign_lite.training.processes import Processes
-from medsign_lite.training.processor import tune_processor
+from medsign_lite.training.processor import training_layout, tune_processor
 from medsign_lite.training.training_state import (
     load_training_state,
     plain_settings,
@@ -131,7 +131,7 @@ def fit(
     decoder.to(device), extractor.to(device), perceptual.to(device)
     message = message.to(device)
     extractor.eval().requires_grad_(False)
-    decoder.train().to(memory_format=torch.channels_last)
+    decoder.train().to(memory_format=training_layout(device))
     averaged = copy.deepcopy(decoder).requires_grad_(False)
     optimising = decoder_optimiser(trained, optimiser, learning_rate=learning_rate)
     generator = torch.Generator().manual_seed(seed)

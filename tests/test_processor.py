@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from medsign_lite.training.processor import keep_freed_memory, tune_processor
+from medsign_lite.training.processor import keep_freed_memory, training_layout, tune_processor
 
 PROGRAM = """
 import resource, sys, torch
@@ -49,3 +49,15 @@ def test_tiny_numbers_become_zero():
         assert (tiny * 0.01 == 0).all()
     finally:
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "expected"),
+    [("cpu", "AVX2", torch.contiguous_format), ("cpu", "AVX512", torch.channels_last),
+     ("cpu", "DEFAULT", torch.contiguous_format), ("cuda", "AVX2", torch.channels_last)],
+)  # fmt: skip
+def test_layout_is_what_the_device_trains_convolutions_fastest_in(
+    device, capability, expected, monkeypatch
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert training_layout(device) is expected

@@ -37,7 +37,7 @@ from medsign_lite.images import check_image, quantise
 from medsign_lite.training.averaging import update_average
 from medsign_lite.training.budgets import Budget, log_row
 from medsign_lite.training.processes import Processes
-from medsign_lite.training.processor import tune_processor
+from medsign_lite.training.processor import training_layout, tune_processor
 from medsign_lite.training.training_state import (
     load_training_state,
     plain_settings,
@@ -115,7 +115,7 @@ def fit_backbone(
     budget = Budget(minutes=minutes, steps=steps)
     torch.manual_seed(seed)  # the networks' first weights
     generator = torch.Generator().manual_seed(seed)
-    network = SmallBackbone(config).to(device, memory_format=torch.channels_last)
+    network = SmallBackbone(config).to(device, memory_format=training_layout(device))
     _check_images(network, images, held_out)
     out.mkdir(parents=True, exist_ok=True)
     average, head = copy.deepcopy(network), projector(network.features).to(device)

@@ -52,7 +52,7 @@ from medsign_lite.training.budgets import Budget, log_row
 from medsign_lite.training.evaluation_mode import evaluation_mode
 from medsign_lite.training.precision import mixed_precision
 from medsign_lite.training.processes import Processes, descend
-from medsign_lite.training.processor import tune_processor
+from medsign_lite.training.processor import training_layout, tune_processor
 from medsign_lite.training.training_state import (
     load_training_state,
     plain_settings,
@@ -284,7 +284,7 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)  # the networks' first weights
     generator = torch.Generator().manual_seed(seed)
-    watermark = LocalisedWatermark(config).to(device=device, memory_format=torch.channels_last)
+    watermark = LocalisedWatermark(config).to(device=device, memory_format=training_layout(device))
     optimiser = torch.optim.AdamW(watermark.parameters(), lr=learning_rate, weight_decay=0.01)
     settings = plain_settings(
         config=asdict(config), curriculum=asdict(curriculum), batch_pixels=batch_pixels,

@@ -27,7 +27,7 @@ from medsign_lite.training.averaging import update_average
 from medsign_lite.training.budgets import Budget, log_row
 from medsign_lite.training.precision import mixed_precision
 from medsign_lite.training.processes import Processes, descend
-from medsign_lite.training.processor import tune_processor
+from medsign_lite.training.processor import training_layout, tune_processor
 from medsign_lite.training.training_state import (
     load_training_state,
     plain_settings,
@@ -154,7 +154,7 @@ def fit_autoencoder(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    layout = {"memory_format": torch.channels_last}
+    layout = {"memory_format": training_layout(device)}
     vae = build_autoencoder().to(device, **layout).train()
     average = copy.deepcopy(vae).requires_grad_(False)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-4)

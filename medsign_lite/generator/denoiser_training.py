@@ -61,7 +61,7 @@ from medsign_lite.training.averaging import update_average
 from medsign_lite.training.budgets import Budget, log_row
 from medsign_lite.training.precision import mixed_precision
 from medsign_lite.training.processes import Processes, descend
-from medsign_lite.training.processor import tune_processor
+from medsign_lite.training.processor import training_layout, tune_processor
 from medsign_lite.training.training_state import (
     load_training_state,
     plain_settings,
@@ -177,7 +177,7 @@ def fit_denoiser(
             # There the fused attention's backward pass takes twice as long as the plain one.
             unet.set_attn_processor(AttnProcessor())
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder, "side_head": head})
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = model.to(device, memory_format=training_layout(device)).train()
     average = copy.deepcopy(model).requires_grad_(False)
     scheduler = build_scheduler()
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
