@@ -8,7 +8,7 @@ import torch
 from medsign_lite.extractor import Extractor, ExtractorConfig, save_extractor, whiten
 from medsign_lite.latent_cache import write_latent_cache
 from medsign_lite.latent_diffusion import LatentDecoder, copy_decoder, load_decoder, save_decoder
-from medsign_lite.mark_strength import main, with_strength
+from medsign_lite.mark_strength import averaged, main, with_strength
 from tests.tiny_pipeline import tiny_pipeline
 
 
@@ -46,6 +46,19 @@ def test_factors_that_draw_another_picture_are_refused(vae, factor):
         with_strength(changed(vae), vae, factor)
 
 
+def test_an_average_lies_between_its_decoders(vae):
+    decoder, latents = changed(vae), torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        original = LatentDecoder(vae).eval()(latents)
+        made = averaged(decoder, copy_decoder(vae).eval(), 0.25)
+        assert torch.allclose(
+            made(latents) - original, 0.75 * (decoder(latents) - original), atol=1e-5
+        )
+    for share in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"share: expected above 0 and below 1, got {share}"):
+            averaged(decoder, decoder, share)
+
+
 def test_command_writes_a_decoder_that_says_its_strength(tmp_path, capsys):
     pipeline = tiny_pipeline()
     pipeline.save_pretrained(tmp_path / "pipeline")
@@ -71,6 +84,17 @@ def test_command_writes_a_decoder_that_says_its_strength(tmp_path, capsys):
         assert config["message"] == "1011" and {"psnr", "jpeg"} <= set(config["evaluation"])
         figures.append((config["mark_strength"], config["evaluation"]["psnr"]))
         load_decoder(tmp_path / out, pipeline.vae)  # made from this autoencoder, it still says
+    average = ("--average", str(tmp_path / "twice"), "--share", "0.3", "--out")
+    main([str(tmp_path / "once"), *command, *average, str(tmp_path / "both")])
+    config = json.loads((tmp_path / "both" / "config.json").read_text())
+    load_decoder(tmp_path / "both", pipeline.vae)
+    assert config["averaged_with"]["share"] == 0.3 and config["mark_strength"] == pytest.approx(1.2)
+    assert figures[1][1] < config["evaluation"]["psnr"] < figures[0][1]
+    save_decoder(tmp_path / "stranger", changed(pipeline.vae), about | {"message": "0000"})
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "once"), *command, "--average", str(tmp_path / "stranger"),
+              "--out", str(tmp_path / "never")])  # fmt: skip
+    assert "--average: expected the message 1011, got another" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["nowhere", *command, "--factor", "2", "--out", str(tmp_path / "never")])
     assert "expected from 0.5 to 1.5, got 2.0" in capsys.readouterr().err
