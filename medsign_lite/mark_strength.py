@@ -105,6 +105,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pipeline", type=Path, default=BUNDLED)
     parser.add_argument("--out", type=Path, required=True, help="the new decoder's folder")
     options = parser.parse_args(arguments)
+    if options.factor == 1 and options.average is None:
+        parser.error(
+            "the decoder would stay as it is: expected a --factor other than 1 or --average"
+        )
     try:
         check_factor(options.factor)  # before the samples are decoded
         check_share(options.share)

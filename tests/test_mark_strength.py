@@ -96,6 +96,9 @@ def test_command_writes_a_decoder_that_says_its_strength(tmp_path, capsys):
               "--out", str(tmp_path / "never")])  # fmt: skip
     assert "--average: expected the message 1011, got another" in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        main(["nowhere", *command, "--out", str(tmp_path / "never")])
+    assert "expected a --factor other than 1 or --average" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         main(["nowhere", *command, "--factor", "2", "--out", str(tmp_path / "never")])
     assert "expected from 0.5 to 1.5, got 2.0" in capsys.readouterr().err
     assert [factor for factor, _ in figures] == pytest.approx([1.2, 1.44])

@@ -166,6 +166,12 @@ def _scores(rows: Sequence[Mapping], score: str) -> Tensor | None:
     return -scores if score == "log10_p" else scores
 
 
+def _resampled(scores: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """Means (R,) of scores (N, R), and (B, R) of the images (B, n) that were drawn."""
+    means = torch.stack([column[drawn].mean(dim=1) for column in scores.T], dim=1)
+    return scores.mean(dim=0), means
+
+
 def _drawn_means(
     rows: Sequence[Mapping], score: str, resamples: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -226,16 +232,11 @@ def gain_rows(
         drawn = drawn_of_all
         if images < every:
             drawn = torch.randint(images, (resamples, images), generator=generator)
-
-        def resampled(scores: Tensor, drawn: Tensor = drawn) -> tuple[Tensor, Tensor]:
-            means = torch.stack([column[drawn].mean(dim=1) for column in scores.T], dim=1)
-            return scores.mean(dim=0), means  # (R,), (B, R)
-
-        mean, means = resampled(_scores(own, score)[:images])
+        mean, means = _resampled(_scores(own, score)[:images], drawn)
         if (scores := _scores(curve, score)) is None:
             mean_there, means_there = _drawn_means(curve, score, resamples, generator)
         else:
-            mean_there, means_there = resampled(scores)
+            mean_there, means_there = _resampled(scores, drawn)
         for index, row in enumerate(own):
             level = mean[index]
             at = psnr_at_accuracy(theirs.tolist(), mean_there.tolist(), float(level))
