@@ -115,6 +115,10 @@ STEPS = {step.name: step for step in (
     Step(command="benchmarks.decoder_recipe --cache build/weights/cache_chest "
          "--output RESULTS/decoder_recipe.json", output="decoder_recipe.json",
          parts=("pipeline", "extractor"), needs=("build/weights/cache_chest",)),
+    *(Step(command=f"benchmarks.mark_trade --modality {m} --output RESULTS/mark_trade_{m}.json",
+           output=f"mark_trade_{m}.json", settings={"images": IMAGES},
+           parts=("pipeline", "extractor", f"decoder_{m}", "classifier", "classifier_mixer"))
+      for m in MODALITIES),
     Step(command=f"benchmarks.real_radiographs --data {REAL} "
          "--output RESULTS/real_radiographs.json", output="real_radiographs.json", parts=(),
          needs=(f"{REAL}/cxr", f"{REAL}/taesd")),

@@ -10,7 +10,7 @@ from medsign_lite.records.gate_tables import (
     with_tables,
 )
 from medsign_lite.records.gates import GATES, RECORDED_GATES, RESULTS
-from medsign_lite.records.result_tables import table1_tables
+from medsign_lite.records.result_tables import recipe_table, table1_tables, trade_tables
 from medsign_lite.results import ROOT, record_result
 
 
@@ -116,3 +116,25 @@ def test_pages_hold_the_gate_tables(page):
     assert text == with_tables(text, RESULTS), (
         f"python -m medsign_lite.records.gate_tables --write {page} brings it up to date"
     )
+
+
+def test_recipe_and_trade_are_shown_as_recorded(tmp_path):
+    assert "not compared yet" in recipe_table(tmp_path)
+    assert trade_tables(tmp_path).count("not varied yet") == 2
+    matched = {"jpeg": 0.81, "rotation": 0.92, "bit_accuracy": 0.93}
+    run = {"run": "no JPEG", "psnr": 39.96, "ssim": 0.97, "finding_psnr": 42.0,
+           "elsewhere_psnr": 39.5, "matched": matched}  # fmt: skip
+    record_result(tmp_path / "decoder_recipe.json", {"runs": [run]}, {"psnr": 40.0})
+    lines = recipe_table(tmp_path).splitlines()
+    assert "at 40 dB: JPEG" in lines[0]
+    assert lines[2] == "| no JPEG | 40.0 | 0.970 | 2.5 | 0.810 | 0.920 | 0.930 |"
+    bits = {"none": 1.0, "crop": 0.975, "jpeg": 0.9, "mean": 0.5}
+    strength = {"factor": 0.9, "psnr": 42.61, "ssim": 0.9713,
+                "attacks": [{"attack": name, "bit_accuracy": at} for name, at in bits.items()],
+                "changes": {"classifier": {"change": 0.3234}}}  # fmt: skip
+    ring = {"shortest": 2, "longest": 3, "mark": 0.139, "image": 0.0}
+    values = {"strengths": [strength], "wavelengths": [ring]}
+    record_result(tmp_path / "mark_trade_fundus.json", values, {})
+    text = trade_tables(tmp_path)
+    assert "| 0.9 | 42.6 | 0.971 | 0.900 | 0.975 | 0.323 |" in text
+    assert "| share of the mark | 0.139 |" in text and "wavelength in pixels | 2 to 3 |" in text

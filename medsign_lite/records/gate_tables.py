@@ -18,8 +18,10 @@ from medsign_lite.records.result_tables import (
     attacker_table,
     claims_table,
     markdown,
+    recipe_table,
     table1_tables,
     table2_tables,
+    trade_tables,
 )
 from medsign_lite.results import read_result
 from medsign_lite.rows import with_interval
@@ -31,6 +33,8 @@ MORE = {
     "Table 2": table2_tables,
     "claims": claims_table,
     "an attacker": attacker_table,
+    "recipe": recipe_table,
+    "trade": trade_tables,
 }
 
 

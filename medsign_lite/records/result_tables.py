@@ -1,4 +1,5 @@
-"""Recorded tables as Markdown: Tables 1 and 2, the paper's claims, and what an attacker pays."""
+"""Recorded tables as Markdown: Tables 1 and 2, the paper's claims, what an attacker pays, what each
+part of the decoders' recipe brings and what a weaker mark would cost."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -167,3 +168,56 @@ def _forged(values: Mapping) -> str:
         if (row["attack"], row["averaged"], row["strength"]) == ("forge", 1, FORGED)
     ]
     return f"{max(shares):.3f}" if shares else "-"
+
+
+def recipe_table(folder: Path) -> str:
+    """What each part of the decoders' recipe brings, by `benchmarks.decoder_recipe`."""
+    path = Path(folder) / "decoder_recipe.json"
+    if not path.is_file():
+        return "The decoders' recipe is not compared yet."
+    document = read_result(path)
+    at = f"at {document['config']['psnr']:g} dB: "
+    rows = [
+        [run["run"], f"{run['psnr']:.1f}", f"{run['ssim']:.3f}",
+         f"{run['finding_psnr'] - run['elsewhere_psnr']:.1f}",
+         *(f"{run['matched'][name]:.3f}" for name in ("jpeg", "rotation", "bit_accuracy"))]
+        for run in document["values"]["runs"]
+    ]  # fmt: skip
+    header = ["", "dB", "SSIM", "map spared, dB", f"{at}JPEG", "rotation", "mean of attacks"]
+    return "\n".join(markdown(header, rows))
+
+
+def trade_tables(folder: Path) -> str:
+    """What a weaker mark would cost, and where the mark's power lies: `benchmarks.mark_trade`."""
+    shown: list[str] = []
+    for modality in MODALITIES:
+        path = Path(folder) / f"mark_trade_{modality}.json"
+        if not path.is_file():
+            shown += [f"The strength of the mark in {modality} is not varied yet.", ""]
+            continue
+        values = read_result(path)["values"]
+        judges = list(values["strengths"][0]["changes"])
+        rows = []
+        for row in values["strengths"]:
+            bits = {attack["attack"]: attack["bit_accuracy"] for attack in row["attacks"]}
+            others = min(bits[name] for name in bits if name not in ("jpeg", "mean"))
+            rows.append([
+                f"{row['factor']:g}", f"{row['psnr']:.1f}", f"{row['ssim']:.3f}",
+                f"{bits['jpeg']:.3f}", f"{others:.3f}",
+                *(f"{row['changes'][judge]['change']:.3f}" for judge in judges),
+            ])  # fmt: skip
+        header = [modality, "dB", "SSIM", "bits, JPEG", "bits, the worst else",
+                  *(f"change x 100, {judge}" for judge in judges)]  # fmt: skip
+        rings = values["wavelengths"]
+        columns = [f"{ring['shortest']} to {ring['longest']}" for ring in rings]
+        shares = [
+            [title, *(f"{ring[name]:.3f}" for ring in rings)]
+            for name, title in (("mark", "share of the mark"), ("image", "of the image"))
+        ]
+        shown += [
+            *markdown(header, rows),
+            "",
+            *markdown([f"{modality}, wavelength in pixels", *columns], shares),
+            "",
+        ]
+    return "\n".join(shown[:-1])
