@@ -115,8 +115,10 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="of medsign_lite.sample_cache")
     parser.add_argument("--modality", choices=MODALITIES, default="chest")
     parser.add_argument("--weights", type=Path, default=BUNDLED.parent)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--quality", type=float, default=0.2)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--quality", type=float, default=0.03)
+    parser.add_argument("--learning-rate", type=float, default=4e-4, help=(
+        "that decoders begin with; with a shipped one that of its last steps is recorded"))  # fmt: skip
     parser.add_argument("--psnr", type=float, default=40.0, help="dB that all are compared at")
     parser.add_argument("--output", type=Path, default=Path("results/decoder_recipe.json"))
     options = parser.parse_args()
@@ -124,6 +126,7 @@ def main() -> None:
     vae = load_pipeline(options.weights / "pipeline").vae
     shipped = options.weights / f"decoder_{options.modality}"
     recipe = recipe_of(load_checkpoint(shipped, kind="decoder")[1])
+    recipe["learning_rate"] = options.learning_rate
     rows = compare(
         vae, read_latent_cache(options.cache, copy_decoder(vae).eval()),
         load_extractor(options.weights / "extractor"), recipe,
