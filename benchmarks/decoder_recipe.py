@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--quality", type=float, default=0.03)
     parser.add_argument("--learning-rate", type=float, default=4e-4, help=(
-        "that decoders begin with; with a shipped one that of its last steps is recorded"))  # fmt: skip
+        "of the first steps; what a shipped decoder records is that of its last"))  # fmt: skip
     parser.add_argument("--psnr", type=float, default=40.0, help="dB that all are compared at")
     parser.add_argument("--output", type=Path, default=Path("results/decoder_recipe.json"))
     options = parser.parse_args()

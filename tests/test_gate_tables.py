@@ -1,9 +1,12 @@
 import pytest
 
+from medsign_lite.data import MODALITIES
+from medsign_lite.records import table1_gates
 from medsign_lite.records.gate_tables import (
     BEGIN,
     END,
     MORE,
+    goals_table,
     main,
     recorded,
     tables,
@@ -12,6 +15,7 @@ from medsign_lite.records.gate_tables import (
 from medsign_lite.records.gates import GATES, RECORDED_GATES, RESULTS
 from medsign_lite.records.result_tables import recipe_table, table1_tables, trade_tables
 from medsign_lite.results import ROOT, record_result
+from medsign_lite.tables.table1_record import read_table1
 
 
 def record(folder, name, **values):
@@ -108,10 +112,14 @@ def test_more_tables_are_written_where_they_have_a_place(tmp_path):
     assert "an attacker" not in new
     with pytest.raises(ValueError, match="expected one <!-- Table 1: begin"):
         with_tables(f"{BEGIN}{END}{end}", tmp_path)
+    alone = with_tables(f"{begin}{end}", tmp_path)
+    assert alone == f"{begin}\n{table1_tables(tmp_path)}\n{end}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "medsign_lite/weights/README.md"])
-def test_pages_hold_the_gate_tables(page):
+@pytest.mark.parametrize(
+    "page", ["README.md", "medsign_lite/weights/README.md", "docs/beyond_the_paper.md"]
+)
+def test_pages_hold_the_recorded_tables(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert text == with_tables(text, RESULTS), (
         f"python -m medsign_lite.records.gate_tables --write {page} brings it up to date"
@@ -138,3 +146,21 @@ def test_recipe_and_trade_are_shown_as_recorded(tmp_path):
     text = trade_tables(tmp_path)
     assert "| 0.9 | 42.6 | 0.971 | 0.900 | 0.975 | 0.323 |" in text
     assert "| share of the mark | 0.139 |" in text and "wavelength in pixels | 2 to 3 |" in text
+
+
+def test_goals_stand_beside_the_papers_figures():
+    text = goals_table(RESULTS)
+    chest, fundus = (
+        table1_gates.gate_figures(read_table1(RESULTS / f"table1_{modality}.json")["values"])
+        for modality in MODALITIES
+    )
+    row = row_of(text, "PSNR, dB")
+    assert row[1:3] == ["39.71", "≥ 41"] and row[4:6] == ["40.81", "≥ 42"]
+    assert row[3].startswith(f"{chest['psnr']['value']:.1f} [")
+    assert row[6].strip("*").startswith(f"{fundus['psnr']['value']:.1f} [")
+    assert row_of(text, "change x 100, any classifier")[1:3] == ["0.59", "≤ 0.3"]
+    assert "missing" not in text
+
+
+def test_goals_that_are_not_recorded_are_dashes(tmp_path):
+    assert {line.split("|")[-2].strip() for line in goals_table(tmp_path).splitlines()[2:]} == {"-"}

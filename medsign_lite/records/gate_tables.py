@@ -11,8 +11,10 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from medsign_lite import published
 from medsign_lite.data import MODALITIES
 from medsign_lite.files import whole_file
+from medsign_lite.records import table1_gates, table2_gates
 from medsign_lite.records.gates import GATES, RECORDED_GATES, RESULTS, Gate
 from medsign_lite.records.result_tables import (
     attacker_table,
@@ -23,12 +25,46 @@ from medsign_lite.records.result_tables import (
     table2_tables,
     trade_tables,
 )
+from medsign_lite.records.table1_gates import TABLE1_GATES
+from medsign_lite.records.table2_gates import TABLE2_GATES
 from medsign_lite.results import read_result
 from medsign_lite.rows import with_interval
+from medsign_lite.tables.table1_record import read_table1
+from medsign_lite.tables.table2_record import recorded_table
 
 BEGIN, END = "<!-- recorded figures: begin -->", "<!-- recorded figures: end -->"
+
+
+def goals_table(folder: Path) -> str:
+    """What Tables 1 and 2 are asked to show of our own decoders, beside the paper's own figures.
+
+    A figure that falls short is bold; a dash is not recorded.
+    """
+    folder, rows = Path(folder), {}
+    for modality in MODALITIES:
+        path = folder / f"table1_{modality}.json"
+        values = read_table1(path)["values"] if path.is_file() else {}
+        figures = {
+            f"table1_{modality}": table1_gates.gate_figures(values),
+            f"table2_{modality}": table2_gates.gate_figures(recorded_table(modality, folder)),
+        }
+        paper = next(row for row in published.table1(modality) if row["method"] == "MedSign")
+        if modality == "chest":  # the paper has no Table 2 of photographs
+            paper = paper | {"change": published.table2()["medsign"]["mean"]}
+        for gate in (*TABLE1_GATES, *TABLE2_GATES):
+            if gate.measurement not in figures or gate.figure == "missing":
+                continue
+            theirs = f"{paper[gate.figure]:g}" if gate.figure in paper else ""
+            ours = _figure(gate, figures[gate.measurement].get(gate.figure))
+            row = rows.setdefault(gate.name.split(": ", 1)[1], [])
+            row += [theirs, _required(gate), ours]
+    header = [name for modality in MODALITIES for name in ("the paper", "required", modality)]
+    return "\n".join(markdown(["", *header], [[name, *row] for name, row in rows.items()]))
+
+
 # Further tables, which a page may have or not.
 MORE = {
+    "goals": goals_table,
     "Table 1": table1_tables,
     "Table 2": table2_tables,
     "claims": claims_table,
@@ -94,7 +130,10 @@ def _required(gate: Gate) -> str:
 
 
 def _cell(gate: Gate, folder: Path) -> str:
-    measured = recorded(gate, folder)
+    return _figure(gate, recorded(gate, folder))
+
+
+def _figure(gate: Gate, measured: Mapping | None) -> str:
     if measured is None or measured["value"] is None:
         return "-"
     size = abs(measured["value"])
@@ -133,16 +172,17 @@ def _shown(measured: Mapping, digits: int = 3) -> str:
 
 
 def with_tables(text: str, folder: str | Path = RESULTS) -> str:
-    """The text with the tables between their marks: the gates', and of `MORE` where it has marks.
+    """The text with every table between its marks: the gates', or of `MORE`, where it has marks.
 
     Raises:
-        ValueError: if marks are not there once each, in order.
+        ValueError: if it has marks of no table, or a table's are not there once each, in order.
     """
-    text = _between(text, BEGIN, END, tables(folder))
-    for name, make in MORE.items():
-        marks = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        if any(mark in text for mark in marks):
-            text = _between(text, *marks, make(folder))
+    ways = {(BEGIN, END): tables} | {
+        (f"<!-- {name}: begin -->", f"<!-- {name}: end -->"): make for name, make in MORE.items()
+    }
+    here = [marks for marks in ways if any(mark in text for mark in marks)]
+    for marks in here or [(BEGIN, END)]:
+        text = _between(text, *marks, ways[marks](folder))
     return text
 
 
