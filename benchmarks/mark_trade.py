@@ -65,12 +65,11 @@ def strength_row(
         images, None, extractor, message,
         false_positive_rate=false_positive_rate, generator=generator,
     )  # fmt: skip
-    changes = {
-        name: diagnostic_change(judge, images, originals, findings=findings, generator=generator)[
-            -1
-        ]
-        for name, judge in classifiers.items()
-    }
+    changes = {}
+    for name, judge in classifiers.items():
+        *_, changes[name] = diagnostic_change(
+            judge, images, originals, findings=findings, generator=generator
+        )
     return quality_row(images, originals, generator=generator) | {
         "attacks": attacks, "changes": changes,
     }  # fmt: skip
@@ -129,7 +128,7 @@ def trade(
     return {"strengths": rows, "wavelengths": wavelengths(decode(decoder, latents), originals)}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -138,14 +137,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="with the tables' samples")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--output", type=Path, help="default: mark_trade_MODALITY.json in there")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     tune_processor()
-    pipeline = load_pipeline(options.weights / "pipeline")
     samples = read_result(options.results / f"table_samples_{options.modality}.json")
-    prompts = samples["values"]["prompts"][: options.images]
-    latents = kept_samples(pipeline, prompts, options.results)
+    kept = samples["values"]["prompts"]
+    if not 1 <= options.images <= len(kept):
+        parser.error(f"--images: {len(kept)} samples are kept, got {options.images}")
+    pipeline = load_pipeline(options.weights / "pipeline")
+    latents = kept_samples(pipeline, kept[: options.images], options.results)
     if latents is None:
-        raise SystemExit(f"{options.results} keeps no samples of the pipeline {options.weights}")
+        parser.error(f"{options.results} keeps no samples of {options.weights / 'pipeline'}")
     parts = ["pipeline", "extractor", f"decoder_{options.modality}", *JUDGES]
     decoder, about = load_decoder(options.weights / f"decoder_{options.modality}", pipeline.vae)
     extractor, findings = load_extractor(options.weights / "extractor"), FINDINGS[options.modality]

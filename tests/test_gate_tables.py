@@ -117,10 +117,16 @@ def test_more_tables_are_written_where_they_have_a_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "medsign_lite/weights/README.md", "docs/beyond_the_paper.md"]
+    ("page", "names"),
+    [
+        ("README.md", ["recorded figures", "Table 1", "Table 2", "claims", "an attacker"]),
+        ("medsign_lite/weights/README.md", ["recorded figures"]),
+        ("docs/beyond_the_paper.md", ["goals", "trade", "recipe"]),
+    ],
 )
-def test_pages_hold_the_recorded_tables(page):
+def test_pages_hold_the_recorded_tables(page, names):
     text = (ROOT / page).read_text(encoding="utf-8")
+    assert all(f"<!-- {name}: begin -->" in text for name in names)
     assert text == with_tables(text, RESULTS), (
         f"python -m medsign_lite.records.gate_tables --write {page} brings it up to date"
     )

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.mark_trade import WAVELENGTHS, trade, wavelengths
+from benchmarks.mark_trade import WAVELENGTHS, main, trade, wavelengths
 from medsign_lite.latent_diffusion import copy_decoder
 from tests.test_finetuning import tiny_cache, tiny_extractor, tiny_vae
 
@@ -43,3 +43,10 @@ def test_a_weaker_mark_costs_bits_and_brings_decibels():
     assert half["psnr"] > full["psnr"] + 3 and half["ssim"] > full["ssim"]
     assert 0 < half["changes"]["judge"]["change"] < full["changes"]["judge"]["change"]
     assert half["changes"]["judge"]["finding"] == "mean" and len(values["wavelengths"]) == 7
+
+
+@pytest.mark.parametrize("count", ["0", "501"])
+def test_only_kept_samples_are_measured(count, capsys):
+    with pytest.raises(SystemExit):
+        main(["--modality", "chest", "--images", count])
+    assert f"--images: 500 samples are kept, got {count}" in capsys.readouterr().err
