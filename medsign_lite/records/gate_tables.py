@@ -29,7 +29,7 @@ from medsign_lite.records.table1_gates import TABLE1_GATES
 from medsign_lite.records.table2_gates import TABLE2_GATES
 from medsign_lite.results import read_result
 from medsign_lite.rows import with_interval
-from medsign_lite.tables.table1_record import read_table1
+from medsign_lite.tables.table1_record import table1_values
 from medsign_lite.tables.table2_record import recorded_table
 
 BEGIN, END = "<!-- recorded figures: begin -->", "<!-- recorded figures: end -->"
@@ -42,10 +42,8 @@ def goals_table(folder: Path) -> str:
     """
     folder, rows = Path(folder), {}
     for modality in MODALITIES:
-        path = folder / f"table1_{modality}.json"
-        values = read_table1(path)["values"] if path.is_file() else {}
         figures = {
-            f"table1_{modality}": table1_gates.gate_figures(values),
+            f"table1_{modality}": table1_gates.gate_figures(table1_values(modality, folder)),
             f"table2_{modality}": table2_gates.gate_figures(recorded_table(modality, folder)),
         }
         paper = next(row for row in published.table1(modality) if row["method"] == "MedSign")

@@ -11,7 +11,7 @@ from medsign_lite.published import table1 as published_rows
 from medsign_lite.published import table2 as published_table2
 from medsign_lite.results import read_result
 from medsign_lite.tables.claims import CLAIMS
-from medsign_lite.tables.table1_record import flat_row, nearest_rung, read_table1
+from medsign_lite.tables.table1_record import flat_row, nearest_rung, table1_values
 from medsign_lite.tables.table1_weights import OWN, ROWS, TITLES
 from medsign_lite.tables.table2_measurements import TITLES as VARIANT_TITLES
 from medsign_lite.tables.table2_record import recorded_table
@@ -36,8 +36,7 @@ def table1_tables(folder: Path) -> str:
     """
     shown: list[str] = []
     for modality in MODALITIES:
-        path = folder / f"table1_{modality}.json"
-        values = read_table1(path)["values"] if path.is_file() else {}
+        values = table1_values(modality, folder)
         flat = {row["row"]: flat_row(row) for row in values.get("rows", ())}
         rung = nearest_rung(values) if OWN in flat and values.get("curves") else None
         gains = {r["against"]: r for r in values.get("gains", ()) if r["rung"] == rung}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from medsign_lite.attacks import PAPER_ATTACKS
 from medsign_lite.records.gate_verdicts import Gate, judge
-from medsign_lite.tables.table1_record import gate_figures, missing_rows, read_table1
+from medsign_lite.tables.table1_record import gate_figures, missing_rows, table1_values
 
 PSNR = {"chest": 41, "fundus": 42}  # the paper: 39.7 and 40.8
 
@@ -32,8 +32,7 @@ def judge_table1(gates: Sequence[Gate], folder: Path) -> bool:
     """Print one line per gate; True if all pass. A table that is not recorded falls short."""
     passed = True
     for name in dict.fromkeys(gate.measurement for gate in gates):
-        path = folder / f"{name}.json"
-        values = read_table1(path)["values"] if path.is_file() else {}
+        values = table1_values(name.removeprefix("table1_"), folder)
         own = [gate for gate in gates if gate.measurement == name]
         passed &= judge(own, {name: gate_figures(values)})
         if missing := missing_rows(values):

@@ -45,6 +45,12 @@ def read_table1(*paths: str | Path) -> dict:
     return joined(*((Path(path).name, read_result(path)) for path in paths))
 
 
+def table1_values(modality: str, folder: str | Path) -> dict:
+    """The values of the recorded table of a modality, {} where `folder` holds none."""
+    path = Path(folder) / f"table1_{modality}.json"
+    return read_table1(path)["values"] if path.is_file() else {}
+
+
 def joined(*named: tuple[str, Mapping]) -> dict:
     """As `read_table1`, of documents {"values", "config"} with names for an error.
 
